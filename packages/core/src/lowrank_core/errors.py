@@ -1,0 +1,17 @@
+"""The errors that a user can mend."""
+
+
+class LowrankError(Exception):
+    """A situation the user can mend: what was wrong, what was found, what to do next, in one sentence.
+
+    The command line prints the message alone on stderr and exits with `exit_code`;
+    every other exception is a fault of ours and keeps its traceback.
+    """
+
+    exit_code = 1
+
+
+class UsageError(LowrankError):
+    """The request itself cannot be meant: an unknown name, a value of the wrong type or out of range."""
+
+    exit_code = 2

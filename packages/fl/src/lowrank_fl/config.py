@@ -1,0 +1,150 @@
+"""A federated run as data: every key of a run's YAML file, its type, its bounds and its default."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Method = Literal["original", "lowrank", "fedpara", "pfedpara"]
+
+
+def _number_from_text(value: Any) -> Any:
+    # YAML 1.1 reads `1e-4` as text; people mean the number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[PositiveFloat, BeforeValidator(_number_from_text)]
+NumberFromZero = Annotated[float, Field(ge=0), BeforeValidator(_number_from_text)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=False)
+
+
+class DataConfig(Section):
+    """Which examples."""
+
+    name: str = "digits"
+    """`digits` (shipped with scikit-learn), `cifar10`, `cifar100`, `mnist`, `emnist` (torchvision
+    downloads them), `cinic10`, `shakespeare`, or a name of your own beside `path`."""
+    path: str | None = None
+    """A local folder or a hub id of an image classification data set, or the JSON-lines file of roles."""
+    image_key: str | None = None
+    """The image column; found by its feature type when not given."""
+    label_key: str | None = None
+    """The label column; found by its feature type when not given."""
+    max_examples: PositiveInt | None = None
+    """Train on the first so many examples after a seeded shuffle; everything when not given."""
+
+
+class PartitionConfig(Section):
+    """How the training examples are shared out among clients."""
+
+    kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
+    alpha: Number = 0.5
+    """Dirichlet concentration: the smaller, the fewer classes a client sees."""
+    classes_per_client: PositiveInt = 2
+    """Pathological: so many classes each client holds."""
+    id_column: str | None = None
+    """Natural: the column that names who made an example (writer, role)."""
+
+
+class ModelConfig(Section):
+    """Which network, and how its weights are written as factors."""
+
+    name: Literal["cnn", "mlp", "vgg16", "resnet18", "lstm"] = "cnn"
+    method: Method = "fedpara"
+    gamma: Fraction | None = None
+    """The paper's rank rule: 0 is the smallest rank without a rank limit, 1 the original's size."""
+    ratio: Fraction | None = None
+    """The authors' notebook's rank rule: factor parameters as a fraction of the layer's."""
+    rank: PositiveInt | None = None
+    """One rank for every layer."""
+    budget: PositiveInt | str | None = None
+    """The whole model's size: a number of parameters, or text such as `1.5M` or `6MB`."""
+    init: Literal["calibrated", "paper", "flower"] = "calibrated"
+    tanh: bool = False
+    """W = tanh(W1) * tanh(W2) (FedPara, appendix B)."""
+    jacobian_lambda: NumberFromZero = 0.0
+    """Weight of the Jacobian correction, Eq. 9 (0: none)."""
+    width: PositiveInt = 64
+    """Channels of the small CNN's first convolution, or the hidden units of the MLP."""
+
+    @model_validator(mode="after")
+    def _one_rank_rule(self) -> "ModelConfig":
+        given = [key for key in ("gamma", "ratio", "rank", "budget") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"takes one rank rule, got {' and '.join(given)}")
+        return self
+
+
+class FederationConfig(Section):
+    """Who trains in a round, and how."""
+
+    clients: PositiveInt = 20
+    clients_per_round: PositiveInt = 20
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 32
+    lr: Number = 0.1
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate is multiplied by this after every round."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NumberFromZero = 0.0
+
+
+class StrategyConfig(Section):
+    """The server's rule, by Flower's name in small letters; the other keys belong to the rule that reads them."""
+
+    name: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    mu: NumberFromZero = 0.1
+    """FedProx: weight of the proximal term."""
+    server_lr: Number = 0.01
+    """FedAdam: the server's learning rate."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Number = 1e-3
+    """FedAdam: degree of adaptivity."""
+
+
+class EngineConfig(Section):
+    """What runs the clients. No key here changes a result on the CPU, `threads` excepted."""
+
+    kind: Literal["local"] = "local"
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """Processes that train clients side by side; `auto` takes one for each core."""
+    threads: PositiveInt = 1
+    """Threads a client trains with."""
+
+
+class RunConfig(Section):
+    """One federated run, or a sweep of runs."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    rounds: PositiveInt = 16
+    device: str = "cpu"
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    model: ModelConfig = ModelConfig()
+    federation: FederationConfig = FederationConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    engine: EngineConfig = EngineConfig()
+    sweep: dict[str, list[Any]] = {}
+    """Dotted keys and the values each takes; the runs are every combination."""
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> "RunConfig":
+        federation = self.federation
+        if federation.clients_per_round > federation.clients:
+            raise ValueError(
+                f"federation.clients_per_round is {federation.clients_per_round} but there are only "
+                f"{federation.clients} clients (federation.clients)"
+            )
+        return self
+
+

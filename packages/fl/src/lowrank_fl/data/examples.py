@@ -1,0 +1,46 @@
+"""Labelled examples as tensors, and which client holds which."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A classification data set held in memory.
+
+    Pictures stay bytes, because a float copy of CIFAR-10 alone is 600 MB; `normalize`
+    turns a batch into what a model reads.
+    """
+
+    name: str
+    inputs: Tensor
+    """uint8, `(n, channels, height, width)` pixels or `(n, characters)` symbol numbers."""
+    labels: Tensor
+    """int64, `(n,)`."""
+    test_inputs: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    """Of the training pixels, per channel, in units of `inputs`; empty for text."""
+    std: tuple[float, ...] = ()
+    groups: np.ndarray | None = None
+    """`(n,)` strings: who made each training example (writer, role), where that is known."""
+
+    @property
+    def is_text(self) -> bool:
+        return not self.mean
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.inputs.shape[1:])
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Pixels as float32 with zero mean and unit variance per channel; symbols as int64."""
+        if self.is_text:
+            return inputs.long()
+        mean = torch.tensor(self.mean, device=inputs.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=inputs.device).view(-1, 1, 1)
+        return (inputs.float() - mean) / std
