@@ -72,7 +72,7 @@ class ModelConfig(Section):
     """W = tanh(W1) * tanh(W2) (FedPara, appendix B)."""
     jacobian_lambda: NumberFromZero = 0.0
     """Weight of the Jacobian correction, Eq. 9 (0: none)."""
-    width: PositiveInt = 64
+    width: PositiveInt = 32
     """Channels of the small CNN's first convolution, or the hidden units of the MLP."""
 
     @model_validator(mode="after")

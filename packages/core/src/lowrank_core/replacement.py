@@ -1,0 +1,306 @@
+"""Replace the weights of a model by factors, in place, and say what was done."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.factorizations import Factorization, Hadamard, LowRank, num_parameters
+from lowrank_core.init import Init
+from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight
+from lowrank_core.layers.lstm import weight_names
+from lowrank_core.ranks import FixedRank, Gamma, RankRule, Ratio, parse_budget, rank_for
+
+METHODS = ("lowrank", "fedpara", "pfedpara")
+
+
+@dataclass(frozen=True)
+class FactorizedEntry:
+    """A weight that became factors."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    rank: int
+    max_rank: int
+    original_params: int
+    params: int
+
+
+@dataclass(frozen=True)
+class LeftEntry:
+    """A weight that stayed as it was, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FactorizeReport:
+    """What `factorize` did to each weight it looked at, and the whole model's parameters before and after."""
+
+    changed: tuple[FactorizedEntry, ...]
+    left: tuple[LeftEntry, ...]
+    original_params: int
+    params: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{e.name}: {'x'.join(map(str, e.shape))}, rank {e.rank} (reaches {e.max_rank}), "
+            f"{e.original_params:,} -> {e.params:,}"
+            for e in self.changed
+        ]
+        lines += [f"{e.name}: left, {e.reason}" for e in self.left]
+        share = self.params / self.original_params
+        return "\n".join([*lines, f"{self.original_params:,} -> {self.params:,} parameters ({share:.1%})"])
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A weight that could become factors."""
+
+    module_name: str
+    weight_name: str
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        # A layer with one weight goes by its own name.
+        return self.module_name if self.weight_name == "weight" else f"{self.module_name}.{self.weight_name}"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def factorization_of(method: str, *, tanh: bool = False) -> Factorization:
+    """The factorization behind a method's name: `lowrank`, `fedpara` or `pfedpara`.
+
+    Raises:
+        UsageError: the name is none of them, or tanh is asked of a method that has no such form.
+    """
+    if tanh and method != "fedpara":
+        raise UsageError(f"tanh is a form of fedpara alone, got method {method!r}")
+    if method == "lowrank":
+        return LowRank()
+    if method in ("fedpara", "pfedpara"):
+        return Hadamard(tanh=tanh, plus_one=method == "pfedpara")
+    raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+
+
+def factorize(
+    model: nn.Module,
+    method: str = "fedpara",
+    *,
+    gamma: float | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    budget: int | str | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    exceptions: Mapping[str, RankRule] | None = None,
+    init: Init = "calibrated",
+    tanh: bool = False,
+) -> FactorizeReport:
+    """Replace the weights of every Linear, Conv2d and LSTM in `model` by freshly drawn factors, in place.
+
+    Args:
+        method: `lowrank`, `fedpara` or `pfedpara`.
+        gamma, ratio, rank, budget: the rank rule, exactly one (`lowrank_core.ranks`). A budget is a size of the
+            whole model and becomes the largest gamma that keeps to it.
+        include, exclude: shell-style patterns of layer names; a pattern that names a module covers what is in it.
+        exceptions: patterns whose layers follow a rule of their own.
+        init: how the factors are drawn (`lowrank_core.init`), from torch's global random state.
+        tanh: FedPara with tanh around both terms.
+
+    A weight stays as it is where factors would hold as many numbers or more, where it is shared with another
+    module, or where the layer has an option that factors do not cover; the report names it. Biases are kept.
+
+    Raises:
+        UsageError: not exactly one rule, a value out of range, a pattern that matches no layer.
+        LowrankError: no layer to factorize, or a budget below the smallest size.
+    """
+    factorization = factorization_of(method, tanh=tanh)
+    original_params = _count(model)
+    candidates, left = _candidates(model)
+    chosen, excluded = _select(candidates, include, exclude)
+    left += excluded
+    exceptions = exceptions or {}
+    _check_patterns(exceptions, candidates)
+
+    def rank_of(candidate: _Candidate, rule: RankRule) -> int:
+        own = next((r for pattern, r in exceptions.items() if _matches(candidate.name, pattern)), rule)
+        return rank_for(own, factorization, candidate.shape)
+
+    def size_under(rule: RankRule) -> int:
+        saved = (c.size - num_parameters(factorization, c.shape, rank_of(c, rule)) for c in chosen)
+        return original_params - sum(max(0, s) for s in saved)
+
+    rule = _rule(gamma, ratio, rank, budget, size_under)
+    ranks: dict[str, dict[str, int]] = {}
+    changed: list[FactorizedEntry] = []
+    for c in chosen:
+        r = rank_of(c, rule)
+        params = num_parameters(factorization, c.shape, r)
+        if params >= c.size:
+            left.append(LeftEntry(c.name, f"rank {r} factors would hold {params:,} numbers, the weight holds {c.size:,}"))
+            continue
+        ranks.setdefault(c.module_name, {})[c.weight_name] = r
+        reach = factorization.reachable_rank(c.shape, r)
+        changed.append(FactorizedEntry(c.name, c.type, c.shape, r, reach, c.size, params))
+    for name, weights in ranks.items():
+        _replace(model, name, _factorized(model.get_submodule(name), factorization, weights, init))
+    return FactorizeReport(tuple(changed), tuple(left), original_params, _count(model))
+
+
+def _candidates(model: nn.Module) -> tuple[list[_Candidate], list[LeftEntry]]:
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    candidates: list[_Candidate] = []
+    left: list[LeftEntry] = []
+    for name, module in model.named_modules():
+        kind = next((k for k in (nn.Linear, nn.Conv2d, nn.LSTM) if isinstance(module, k)), None)
+        if kind is None:
+            continue
+        if not name:
+            raise LowrankError(f"a bare {kind.__name__} cannot be replaced in place; put it in an nn.Sequential first")
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            left.append(LeftEntry(name, f"padding_mode {module.padding_mode!r} is not covered"))
+            continue
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            left.append(LeftEntry(name, "a projected LSTM is not covered"))
+            continue
+        for weight in weight_names(module) if isinstance(module, nn.LSTM) else ["weight"]:
+            parameter = getattr(module, weight)
+            candidate = _Candidate(name, weight, kind.__name__, tuple(parameter.shape))
+            if owners[id(parameter)] > 1:
+                left.append(LeftEntry(candidate.name, "the weight is shared with another module"))
+            else:
+                candidates.append(candidate)
+    if not candidates:
+        raise LowrankError("no Linear, Conv2d or LSTM to factorize in this model")
+    return candidates, left
+
+
+def _select(
+    candidates: Sequence[_Candidate], include: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[_Candidate], list[LeftEntry]]:
+    _check_patterns([p for p in include if p != "*"] + list(exclude), candidates)
+    chosen: list[_Candidate] = []
+    left: list[LeftEntry] = []
+    for candidate in candidates:
+        if not any(_matches(candidate.name, p) for p in include):
+            left.append(LeftEntry(candidate.name, "not included"))
+        elif any(_matches(candidate.name, p) for p in exclude):
+            left.append(LeftEntry(candidate.name, "excluded"))
+        else:
+            chosen.append(candidate)
+    return chosen, left
+
+
+def _check_patterns(patterns: Sequence[str] | Mapping[str, RankRule], candidates: Sequence[_Candidate]) -> None:
+    names = [c.name for c in candidates]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            nearest = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            quoted = ", ".join(f'"{name}"' for name in nearest)
+            raise UsageError(f'no layer matches "{pattern}"; nearest: {quoted}')
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _rule(
+    gamma: float | None,
+    ratio: float | None,
+    rank: int | None,
+    budget: int | str | None,
+    size_under: Callable[[RankRule], int],
+) -> RankRule:
+    given = {"gamma": gamma, "ratio": ratio, "rank": rank, "budget": budget}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        found = " and ".join(named) or "none"
+        raise UsageError(f"factorize takes exactly one of gamma, ratio, rank and budget, got {found}")
+    if gamma is not None:
+        return Gamma(gamma)
+    if ratio is not None:
+        return Ratio(ratio)
+    if rank is not None:
+        return FixedRank(rank)
+    assert budget is not None
+    return _gamma_within(parse_budget(budget), size_under)
+
+
+def _gamma_within(budget: int, size_under: Callable[[RankRule], int]) -> Gamma:
+    smallest = size_under(Gamma(0.0))
+    if smallest > budget:
+        raise LowrankError(
+            f"a budget of {budget:,} parameters is below the smallest size, {smallest:,} at gamma 0; "
+            "raise the budget, or set a fixed rank"
+        )
+    if size_under(Gamma(1.0)) <= budget:
+        return Gamma(1.0)
+    low, high = 0.0, 1.0  # the size never falls as gamma grows
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size_under(Gamma(middle)) <= budget else (low, middle)
+    return Gamma(low)
+
+
+def _factorized(module: nn.Module, factorization: Factorization, ranks: dict[str, int], init: Init) -> nn.Module:
+    new: nn.Module
+    if isinstance(module, nn.LSTM):
+        new = FactorizedLSTM(module, factorization, ranks=ranks)
+    elif isinstance(module, nn.Linear):
+        where = {"device": module.weight.device, "dtype": module.weight.dtype}
+        new = FactorizedLinear(
+            module.in_features, module.out_features, factorization, rank=ranks["weight"], bias=False, **where
+        )
+        new.bias = module.bias
+    else:
+        assert isinstance(module, nn.Conv2d)
+        new = FactorizedConv2d(
+            module.in_channels,
+            module.out_channels,
+            _pair(module.kernel_size),
+            factorization,
+            rank=ranks["weight"],
+            stride=_pair(module.stride),
+            padding=module.padding if isinstance(module.padding, str) else _pair(module.padding),
+            dilation=_pair(module.dilation),
+            groups=module.groups,
+            bias=False,
+            device=module.weight.device,
+            dtype=module.weight.dtype,
+        )
+        new.bias = module.bias
+    if init != "calibrated":  # the layers draw themselves calibrated
+        for weight in new.modules():
+            if isinstance(weight, FactorizedWeight):
+                weight.reset_parameters(init)
+    return new.train(module.training)
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, int]:
+    first, second = value
+    return first, second
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` everywhere the module called `name` stands: a module may be used under several names."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):
+            if module is old:
+                setattr(parent, child, new)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

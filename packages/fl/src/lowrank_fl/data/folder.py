@@ -1,0 +1,163 @@
+"""Image classification data sets in Hugging Face's form: a local folder, or a hub id."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lowrank_core.errors import LowrankError, UsageError
+
+from lowrank_fl.config import DataConfig, PartitionConfig
+from lowrank_fl.data.cache import logger
+from lowrank_fl.data.columns import image_column, label_column, maker_column
+from lowrank_fl.data.examples import Examples
+from lowrank_fl.data.labels import number_classes
+from lowrank_fl.data.pictures import PictureRows, decode_splits
+from lowrank_fl.data.pixels import picture_examples
+from lowrank_fl.data.rows import held_out, kept_rows
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Examples:
+    """Examples from `data.path`: parquet files in the hub's layout, or class folders of pictures.
+
+    The test examples are the split `test`, else `validation`, else every fifth training example
+    of each class. Classes are those that occur in training.
+
+    Raises
+    ------
+    UsageError
+        When no columns, or several, could be meant.
+    LowrankError
+        When there is nothing to read, a split is empty, or a picture is broken.
+    """
+    assert data.path is not None, "load_examples comes here with a path"
+    splits = _read(data.path)
+    train, test = _train_and_test(splits, data.path)
+    features = splits[train].features
+    image = image_column(features, data.image_key)
+    label = label_column(features, data.label_key, data.name)
+    maker = maker_column(features, partition.id_column) if partition.kind == "natural" else None
+    names = getattr(features[label], "names", None)
+
+    train_values, test_values = (_column(splits, split, label, data.path) for split in (train, test or train))
+    train_labels, test_labels, classes = number_classes(train_values, test_values, names)
+    train_rows, test_rows = np.arange(len(train_labels)), np.arange(len(test_labels))
+    if test is None:
+        test, mask = train, held_out(train_labels)
+        train_rows, test_rows = np.flatnonzero(~mask), np.flatnonzero(mask)
+        if len(test_rows) == 0:
+            raise LowrankError(
+                f"{data.path} has no test split, and its classes are too small to hold one out (5 examples of a "
+                f"class at least, found {len(mask)} of {len(classes)} classes); add a folder or file named test"
+            )
+        logger.info("%s has no test split: every fifth example of each class is held out for testing", data.path)
+    train_rows = train_rows[kept_rows(len(train_rows), data.max_examples, seed)]
+
+    pixels, test_pixels = decode_splits(
+        [
+            PictureRows(_undecoded(splits[split], image), image, split, rows, data.path)
+            for split, rows in ((train, train_rows), (test, test_rows))
+        ]
+    )
+    groups = None
+    if maker is not None:
+        # Objects, because an array of fixed-width text takes as much for "a" as for the longest name.
+        groups = np.array([str(value) for value in _column(splits, train, maker, data.path)], dtype=object)[train_rows]
+    return picture_examples(
+        data.name, (pixels, train_labels[train_rows]), (test_pixels, test_labels[test_rows]), classes, groups
+    )
+
+
+def _read(path: str) -> Any:
+    """The `datasets.DatasetDict` at a folder or hub id."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        where = str(folder.resolve())
+        hint = "it should hold parquet files, or folders of pictures named by class"
+    elif folder.exists():
+        raise UsageError(f"data.path is {path}, a file; it takes the folder that holds the data set")
+    elif _HUB_ID.fullmatch(path):
+        where = path
+        hint = f"there is no folder {path} here either"
+    else:
+        raise LowrankError(
+            f"data.path is {path}, and there is no such folder; give an existing folder, or a hub id such as "
+            "uoft-cs/cifar10"
+        )
+
+    # datasets takes seconds to import.
+    import datasets
+
+    if where == path:
+        logger.info(
+            "Downloading %s from https://huggingface.co/datasets/%s into %s, unless it is there already",
+            path,
+            path,
+            datasets.config.HF_DATASETS_CACHE,
+        )
+    try:
+        with _no_progress_bars():
+            return datasets.load_dataset(where)
+    # Whatever the reader stumbles over lies in the files or the network, which only the user can mend.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise LowrankError(f"data.path {path} cannot be read as a data set ({reason}); {hint}") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silences the reader's own bars, and gives them back to who wanted them."""
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown, hub_shown = not datasets.are_progress_bars_disabled(), not are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+        if hub_shown:
+            enable_progress_bars()
+
+
+def _train_and_test(splits: Any, path: str) -> tuple[str, str | None]:
+    """The names of the training and the testing split; None where the latter must be held out."""
+    if "train" not in splits:
+        raise LowrankError(
+            f"{path} has no train split (found {', '.join(splits)}); name the folder or file of training examples train"
+        )
+    test = next((name for name in ("test", "validation") if name in splits), None)
+    for name in filter(None, ("train", test)):
+        if len(splits[name]) == 0:
+            raise LowrankError(f"The {name} split of {path} is empty; add examples to it, or remove its file or folder")
+    return "train", test
+
+
+def _column(splits: Any, split: str, name: str, path: str) -> list[Any]:
+    dataset = splits[split]
+    if name not in dataset.features:
+        raise LowrankError(
+            f"The {split} split of {path} lacks the column {name} that the train split has "
+            f"(found {', '.join(dataset.features)}); both splits need the same columns"
+        )
+    return dataset.select_columns([name])[:][name]
+
+
+def _undecoded(dataset: Any, column: str) -> Any:
+    """The one column, as the files' bytes or paths, so that we decode and say which row is broken."""
+    import datasets
+
+    try:
+        return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (ValueError, TypeError, KeyError) as error:
+        kind = str(dataset.features.get(column))
+        raise UsageError(
+            f"data.image_key names {column!r}, which holds no pictures ({kind}); "
+            f"the columns are {', '.join(dataset.features)}"
+        ) from error

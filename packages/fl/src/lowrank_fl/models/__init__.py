@@ -1,0 +1,1 @@
+"""The networks of the benchmarks, plain torch layers that `lowrank_core.factorize` then changes."""

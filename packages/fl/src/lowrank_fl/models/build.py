@@ -1,0 +1,109 @@
+"""From the `model` section of a run to a network, factorized as its method says."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from lowrank_core import FactorizeReport, Gamma, LowrankError, factorize
+from lowrank_core.ranks import RankRule
+from torch import nn
+
+from lowrank_fl.config import ModelConfig
+
+_DEFAULT_GAMMA = 0.1
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """What the paper does not factorize in a network, and layers with a rank rule of their own."""
+
+    exclude: tuple[str, ...] = ()
+    rules: Mapping[str, RankRule] = field(default_factory=dict[str, RankRule])
+
+
+EXCEPTIONS: dict[str, Exceptions] = {
+    "cnn": Exceptions(exclude=("head",)),
+    "mlp": Exceptions(),
+    "vgg16": Exceptions(exclude=("classifier",)),
+    # Appendix: the first two layers and the 1x1 convolutions keep the original's size.
+    "resnet18": Exceptions(
+        exclude=("fc",), rules=dict.fromkeys(("conv1", "layer1.0.conv1", "*.downsample.0"), Gamma(1.0))
+    ),
+    "lstm": Exceptions(exclude=("decoder",)),
+}
+
+
+def build_model(
+    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int, *, seed: int
+) -> tuple[nn.Module, FactorizeReport | None]:
+    """The network on the default device, drawn from `seed`, and what was factorized (None for `original`).
+
+    Every call with the same arguments gives the same bits; torch's global random state is left as it was.
+
+    Raises:
+        LowrankError: the model does not read inputs of that shape.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _original(config, input_shape, num_classes)
+        if config.method == "original":
+            return model, None
+        exceptions = EXCEPTIONS[config.name]
+        fixed = {"ratio": config.ratio, "rank": config.rank, "budget": config.budget}
+        gamma = config.gamma
+        if gamma is None and all(value is None for value in fixed.values()):
+            gamma = _DEFAULT_GAMMA
+        report = factorize(
+            model,
+            config.method,
+            gamma=gamma,
+            ratio=config.ratio,
+            rank=config.rank,
+            budget=config.budget,
+            exclude=exceptions.exclude,
+            exceptions=exceptions.rules,
+            init=config.init,
+            # tanh is FedPara's alone, so that a sweep over methods can share one config.
+            tanh=config.tanh and config.method == "fedpara",
+        )
+        return model, report
+
+
+def _original(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    is_text = len(input_shape) == 1
+    if is_text != (config.name == "lstm"):
+        kind = "text" if is_text else "pictures"
+        raise LowrankError(
+            f"model {config.name!r} does not read {kind}; "
+            + ("use model.name=lstm" if is_text else "lstm reads text, the other models read pictures")
+        )
+    if config.name == "lstm":
+        from lowrank_fl.models.lstm import CharacterLSTM
+
+        return CharacterLSTM(num_classes)
+    channels, height, width = input_shape
+    if config.name == "mlp":
+        from lowrank_fl.models.mlp import MLP
+
+        return MLP(math.prod(input_shape), num_classes, width=config.width)
+    if config.name == "cnn":
+        _check_size(config.name, height, width, 8)
+        from lowrank_fl.models.cnn import CNN
+
+        return CNN(channels, num_classes, width=config.width)
+    if config.name == "vgg16":
+        if (height, width) != (32, 32):
+            raise LowrankError(f"model 'vgg16' reads 32x32 pixels, the pictures have {height}x{width}; use model.name=cnn")
+        from lowrank_fl.models.vgg import VGG16
+
+        return VGG16(channels, num_classes)
+    _check_size(config.name, height, width, 16)
+    from lowrank_fl.models.resnet import resnet18
+
+    return resnet18(channels, num_classes, small=max(height, width) <= 64)
+
+
+def _check_size(model: str, height: int, width: int, least: int) -> None:
+    if min(height, width) < least:
+        raise LowrankError(f"model {model!r} reads pictures of at least {least}x{least} pixels, these have {height}x{width}")
