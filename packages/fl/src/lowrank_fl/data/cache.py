@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from lowrank_core.errors import LowrankError
@@ -29,8 +30,8 @@ def download(name: str, url: str, folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    # urllib's errors are OSErrors; torchvision reports a wrong checksum as a RuntimeError.
-    except (OSError, RuntimeError) as error:
+    # urllib's own errors are OSErrors; torchvision reports a wrong checksum as a RuntimeError.
+    except (OSError, HTTPException, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LowrankError(
             f"The download of {name} from {url} failed ({reason}); try again with a network, or name a folder "

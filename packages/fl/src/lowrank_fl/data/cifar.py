@@ -13,7 +13,7 @@ import io
 import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lowrank_core.errors import LowrankError
@@ -88,7 +88,7 @@ def read_archive(path: Path, checksums: dict[str, str]) -> dict[str, Any]:
 class _PlainUnpickler(pickle.Unpickler):
     """Makes plain data and numpy arrays, and refuses every other name that a pickle asks for."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         # numpy 1 and 2 keep the same function in two places; the archives name the older.
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],

@@ -43,7 +43,7 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
     maker = maker_column(features, partition.id_column) if partition.kind == "natural" else None
     names = getattr(features[label], "names", None)
 
-    train_values, test_values = (_column(splits, split, label, data.path) for split in (train, test or train))
+    train_values, test_values = (_values(splits, split, label, data.path) for split in (train, test or train))
     train_labels, test_labels, classes = number_classes(train_values, test_values, names)
     train_rows, test_rows = np.arange(len(train_labels)), np.arange(len(test_labels))
     if test is None:
@@ -51,22 +51,22 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
         train_rows, test_rows = np.flatnonzero(~mask), np.flatnonzero(mask)
         if len(test_rows) == 0:
             raise LowrankError(
-                f"{data.path} has no test split, and its classes are too small to hold one out (5 examples of a "
-                f"class at least, found {len(mask)} of {len(classes)} classes); add a folder or file named test"
+                f"{data.path} has no test split, and none of its {len(classes)} classes has the 5 examples that "
+                "holding one out for testing takes; add a folder or file named test"
             )
         logger.info("%s has no test split: every fifth example of each class is held out for testing", data.path)
     train_rows = train_rows[kept_rows(len(train_rows), data.max_examples, seed)]
 
     pixels, test_pixels = decode_splits(
         [
-            PictureRows(_undecoded(splits[split], image), image, split, rows, data.path)
+            PictureRows(_undecoded(splits, split, image, data.path), image, split, rows, data.path)
             for split, rows in ((train, train_rows), (test, test_rows))
         ]
     )
     groups = None
     if maker is not None:
         # Objects, because an array of fixed-width text takes as much for "a" as for the longest name.
-        groups = np.array([str(value) for value in _column(splits, train, maker, data.path)], dtype=object)[train_rows]
+        groups = np.array([str(value) for value in _values(splits, train, maker, data.path)], dtype=object)[train_rows]
     return picture_examples(
         data.name, (pixels, train_labels[train_rows]), (test_pixels, test_labels[test_rows]), classes, groups
     )
@@ -75,7 +75,8 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
 def _read(path: str) -> Any:
     """The `datasets.DatasetDict` at a folder or hub id."""
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    local = folder.is_dir()
+    if local:
         where = str(folder.resolve())
         hint = "it should hold parquet files, or folders of pictures named by class"
     elif folder.exists():
@@ -92,7 +93,7 @@ def _read(path: str) -> Any:
     # datasets takes seconds to import.
     import datasets
 
-    if where == path:
+    if not local:
         logger.info(
             "Downloading %s from https://huggingface.co/datasets/%s into %s, unless it is there already",
             path,
@@ -139,25 +140,31 @@ def _train_and_test(splits: Any, path: str) -> tuple[str, str | None]:
     return "train", test
 
 
-def _column(splits: Any, split: str, name: str, path: str) -> list[Any]:
+def _select(splits: Any, split: str, column: str, path: str) -> Any:
+    """One split with one column."""
     dataset = splits[split]
-    if name not in dataset.features:
+    if column not in dataset.features:
         raise LowrankError(
-            f"The {split} split of {path} lacks the column {name} that the train split has "
+            f"The {split} split of {path} lacks the column {column} that the train split has "
             f"(found {', '.join(dataset.features)}); both splits need the same columns"
         )
-    return dataset.select_columns([name])[:][name]
+    return dataset.select_columns([column])
 
 
-def _undecoded(dataset: Any, column: str) -> Any:
-    """The one column, as the files' bytes or paths, so that we decode and say which row is broken."""
+def _values(splits: Any, split: str, column: str, path: str) -> list[Any]:
+    return _select(splits, split, column, path)[:][column]
+
+
+def _undecoded(splits: Any, split: str, column: str, path: str) -> Any:
+    """The pictures as the files' bytes or paths, so that we decode and say which row is broken."""
     import datasets
 
+    selected = _select(splits, split, column, path)
     try:
-        return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (ValueError, TypeError, KeyError) as error:
-        kind = str(dataset.features.get(column))
+        return selected.cast_column(column, datasets.Image(decode=False))
+    # The last is pyarrow's way to say that numbers are no pictures.
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
-            f"data.image_key names {column!r}, which holds no pictures ({kind}); "
-            f"the columns are {', '.join(dataset.features)}"
+            f"data.image_key names {column!r}, which holds no pictures ({selected.features[column]}); "
+            f"the columns are {', '.join(splits[split].features)}"
         ) from error

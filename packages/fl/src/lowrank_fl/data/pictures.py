@@ -3,14 +3,14 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from lowrank_core.errors import LowrankError
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Shape = tuple[int, int, int]
 """Channels (1 or 3), height, width."""
@@ -33,14 +33,16 @@ class PictureRows:
     source: str
     """The folder or hub id, for messages."""
 
-    def batches(self) -> Iterator[tuple[int, list[Any]]]:
-        """The place of a batch's first picture, and the batch."""
-        chosen = self.dataset.select(self.rows)
-        for start in range(0, len(self.rows), _BATCH):
-            yield start, chosen[start : start + _BATCH][self.column]
+    def batch(self, start: int) -> list[Any]:
+        """The pictures at the places from `start` on, `_BATCH` of them or what is left."""
+        return self.dataset[self.rows[start : start + _BATCH]][self.column]
+
+    @property
+    def starts(self) -> range:
+        return range(0, len(self.rows), _BATCH)
 
     def open(self, place: int, picture: Any) -> Image.Image:
-        """The picture, upright, its header read.
+        """The picture, upright; of most formats only the header is read.
 
         Raises
         ------
@@ -48,16 +50,17 @@ class PictureRows:
             Naming the row, when this is no picture that Pillow reads.
         """
         try:
-            image = Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] else picture["path"])
+            if picture is None:
+                raise ValueError("there is none")
+            image = Image.open(picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"]))
             ImageOps.exif_transpose(image, in_place=True)
             return image
         except Exception as error:
             raise self.broken(place, error) from error
 
     def broken(self, place: int, error: Exception) -> LowrankError:
-        # Pillow's message for bytes it does not know shows the address of a buffer.
-        unknown = isinstance(error, (Image.UnidentifiedImageError, TypeError, AttributeError))
-        reason = "no known picture format" if unknown else error
+        # Pillow's own message for bytes that it does not know shows the address of a buffer.
+        reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else error
         return LowrankError(
             f"Row {self.rows[place]} of the {self.split} split of {self.source} holds a picture that cannot be "
             f"decoded ({reason}); mend or remove that picture"
@@ -76,8 +79,7 @@ def decode_splits(splits: Sequence[PictureRows]) -> list[np.ndarray]:
     LowrankError
         Naming the first row that cannot be decoded.
     """
-    start, batch = next(splits[0].batches())
-    shape = _shape(splits[0].open(start, batch[0]))
+    shape = _shape(splits[0].open(0, splits[0].batch(0)[0]))
     try:
         return [_decode(split, shape, resize=False) for split in splits]
     except _AnotherShape:
@@ -94,8 +96,8 @@ def _common_shape(splits: Sequence[PictureRows]) -> Shape:
     sizes: Counter[tuple[int, int]] = Counter()
     channels = 1
     for split in splits:
-        for start, batch in split.batches():
-            for place, picture in enumerate(batch, start):
+        for start in split.starts:
+            for place, picture in enumerate(split.batch(start), start):
                 depth, height, width = _shape(split.open(place, picture))
                 channels = max(channels, depth)
                 sizes[height, width] += 1
@@ -105,9 +107,8 @@ def _common_shape(splits: Sequence[PictureRows]) -> Shape:
 def _decode(split: PictureRows, shape: Shape, resize: bool) -> np.ndarray:
     pixels = np.empty((len(split.rows), *shape), dtype=np.uint8)
 
-    def fill(start_and_batch: tuple[int, list[Any]]) -> None:
-        start, batch = start_and_batch
-        for place, picture in enumerate(batch, start):
+    def fill(start: int) -> None:
+        for place, picture in enumerate(split.batch(start), start):
             image = split.open(place, picture)
             if not resize and _shape(image) != shape:
                 raise _AnotherShape
@@ -119,7 +120,7 @@ def _decode(split: PictureRows, shape: Shape, resize: bool) -> np.ndarray:
     workers = 1 if shape[1] * shape[2] < _WORTH_A_THREAD else os.cpu_count()
     with ThreadPoolExecutor(workers) as pool:
         # `map` raises the first row's error first, whatever the threads' order.
-        for _ in pool.map(fill, split.batches()):
+        for _ in pool.map(fill, split.starts):
             pass
     return pixels
 

@@ -1,0 +1,210 @@
+"""Who runs the clients of the local engine: this process, or worker processes side by side."""
+
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from lowrank_core import LowrankError
+from torch import nn
+
+from lowrank_fl.data.examples import Examples
+from lowrank_fl.flower.client import make_client_app
+from lowrank_fl.flower.grid import client_of, make_context
+from lowrank_fl.flower.records import ArrayRecord, to_arrays
+from lowrank_fl.training import EVALUATION_BATCH, LocalTraining, Trainer
+
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Runs messages on clients, and evaluates models; the same bits whichever executor does it."""
+
+    shared: bool
+    """Whether array records must lie in shared memory."""
+
+    def set_up(
+        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
+    ) -> None:
+        """Make this federation the one whose clients are run from now on."""
+        ...
+
+    def execute(self, messages: Sequence[Message]) -> list[Message]:
+        """The replies, in the order of the messages."""
+        ...
+
+    def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
+        """Accuracy (0 to 1) and mean loss of a model on the server's test set."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """One client after the other, in this process."""
+
+    shared = False
+
+    def __init__(self) -> None:
+        self._resident: _Resident | None = None
+
+    def set_up(
+        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
+    ) -> None:
+        self._resident = _Resident(model, examples, parts, how, shared=False)
+
+    def execute(self, messages: Sequence[Message]) -> list[Message]:
+        with self._threads() as resident:
+            return [resident.train(message) for message in messages]
+
+    def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
+        with self._threads() as resident:
+            slices = range(0, len(resident.trainer.examples.test_labels), EVALUATION_BATCH)
+            return _mean([resident.evaluate(record, start) for start in slices], resident.trainer.examples)
+
+    def close(self) -> None:
+        self._resident = None
+
+    @contextmanager
+    def _threads(self) -> Iterator["_Resident"]:
+        assert self._resident is not None, "set_up comes first"
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._resident.trainer.how.threads)
+        try:
+            yield self._resident
+        finally:
+            torch.set_num_threads(before)
+
+
+class Workers:
+    """Clients side by side in processes of their own, each with a resident model over shared data.
+
+    The processes start at once and load their libraries while the caller loads its data.
+    """
+
+    shared = True
+
+    def __init__(self, count: int) -> None:
+        # Spawned, because a fork of a process that has run torch's threads may hang.
+        context = multiprocessing.get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, context, initializer=_start) for _ in range(count)]
+        for pool in self._pools:
+            pool.submit(_ready)
+        self._examples: Examples | None = None
+
+    def set_up(
+        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
+    ) -> None:
+        self._examples = examples
+        # The model goes by value, so that no worker trains in another's memory; the examples go by reference.
+        for done in [pool.submit(_set_up, pickle.dumps(model), examples, parts, how) for pool in self._pools]:
+            done.result()
+
+    def execute(self, messages: Sequence[Message]) -> list[Message]:
+        return self._spread(_train, [(message,) for message in messages])
+
+    def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
+        assert self._examples is not None, "set_up comes first"
+        slices = range(0, len(self._examples.test_labels), EVALUATION_BATCH)
+        return _mean(self._spread(_evaluate, [(record, start) for start in slices]), self._examples)
+
+    def close(self) -> None:
+        for pool in self._pools:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _spread(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """Results in the order of the jobs. A worker gets its next job as it starts on one, so that none waits."""
+        results: dict[int, T] = {}
+        running: dict[Future[T], tuple[int, ProcessPoolExecutor]] = {}
+        queue = iter(enumerate(jobs))
+
+        def start(pool: ProcessPoolExecutor) -> None:
+            for number, job in queue:
+                running[pool.submit(function, *job)] = number, pool
+                break
+
+        try:
+            for _ in range(2):
+                for pool in self._pools:
+                    start(pool)
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    number, pool = running.pop(future)
+                    results[number] = future.result()
+                    start(pool)
+        except BrokenProcessPool:
+            raise LowrankError(
+                "a worker process died, most likely for lack of memory; try fewer with -o engine.workers=1"
+            ) from None
+        return [results[number] for number in range(len(jobs))]
+
+
+def make_executor(workers: int) -> Executor:
+    return InProcess() if workers == 1 else Workers(workers)
+
+
+class _Resident:
+    """The model a process keeps, behind its ClientApp."""
+
+    def __init__(
+        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining, *, shared: bool
+    ) -> None:
+        self.trainer = Trainer(model, examples, parts, how)
+        self.app: ClientApp = make_client_app(self.trainer, shared=shared)
+        self._evaluated: object = None
+
+    def train(self, message: Message) -> Message:
+        self._evaluated = None
+        client = client_of(message.metadata.dst_node_id)
+        return self.app(message, make_context(client, len(self.trainer.parts)))
+
+    def evaluate(self, record: ArrayRecord, start: int) -> tuple[int, float]:
+        if self._evaluated != record.block.data_ptr():
+            self.trainer.load(to_arrays(record))
+            self._evaluated = record.block.data_ptr()
+        return self.trainer.evaluate(start)
+
+
+def _mean(slices: Sequence[tuple[int, float]], examples: Examples) -> tuple[float, float]:
+    count = len(examples.test_labels)
+    return sum(correct for correct, _ in slices) / count, sum(loss for _, loss in slices) / count
+
+
+# What follows runs in the worker processes.
+
+_resident: _Resident | None = None
+
+
+def _start() -> None:
+    # Ctrl-C reaches the whole process group; the server alone decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _ready() -> None:
+    """Nothing: by the time it has run, the process has its libraries."""
+
+
+def _set_up(model: bytes, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
+    global _resident
+    torch.set_num_threads(how.threads)
+    _resident = _Resident(pickle.loads(model), examples, parts, how, shared=True)
+
+
+def _train(message: Message) -> Message:
+    assert _resident is not None
+    return _resident.train(message)
+
+
+def _evaluate(record: ArrayRecord, start: int) -> tuple[int, float]:
+    assert _resident is not None
+    return _resident.evaluate(record, start)

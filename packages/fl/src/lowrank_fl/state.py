@@ -1,0 +1,11 @@
+"""The tensors of a model that travel between server and clients."""
+
+from torch import Tensor, nn
+
+
+def transferred(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and floating-point buffers by name, sharing memory with the model.
+
+    Counters such as a batch norm's `num_batches_tracked` stay behind: an average of counters means nothing.
+    """
+    return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}

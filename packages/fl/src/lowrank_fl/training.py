@@ -1,0 +1,139 @@
+"""What a client does with a model, and how a model is tested: torch alone, no Flower."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lowrank_core import LowrankError, composed_weights, jacobian_correction
+from torch import Tensor, nn
+
+from lowrank_fl.config import FederationConfig
+from lowrank_fl.data.examples import Examples
+from lowrank_fl.seeds import derive_seed
+from lowrank_fl.state import transferred
+
+# Evaluation always runs over the same slices, so that who evaluates them changes no sum.
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How every client trains; picklable, so that worker processes can be given it whole."""
+
+    federation: FederationConfig
+    jacobian_lambda: float
+    seed: int
+    device: str
+    threads: int
+
+
+class SGD:
+    """Stochastic gradient descent with torch.optim.SGD's formula: v = m·v + (g + d·w), w = w - lr·v.
+
+    torch.optim itself imports torch's compiler at its first step, four seconds in every worker process.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        self.parameters = list(parameters)
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.velocities: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self) -> None:
+        moved = [p for p in self.parameters if p.grad is not None]
+        updates = [p.grad for p in moved if p.grad is not None]
+        if self.weight_decay:
+            updates = list(torch._foreach_add(updates, moved, alpha=self.weight_decay))
+        if self.momentum:
+            if not self.velocities:
+                self.velocities = [torch.zeros_like(update) for update in updates]
+            torch._foreach_mul_(self.velocities, self.momentum)
+            torch._foreach_add_(self.velocities, updates)
+            updates = self.velocities
+        torch._foreach_add_(moved, updates, alpha=-self.lr)
+
+
+class Trainer:
+    """One resident model that becomes any client in turn: its tensors are overwritten, never reallocated."""
+
+    def __init__(
+        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
+    ) -> None:
+        self.how = how
+        self.device = torch.device(how.device)
+        self.model = model.to(self.device)
+        self.state = transferred(self.model)
+        self.examples = examples
+        self.parts = parts
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Copy a model received from the server into the resident one."""
+        with torch.no_grad():
+            for name, tensor in self.state.items():
+                tensor.copy_(torch.from_numpy(arrays[name]))
+
+    def train(self, client: int, round_number: int, lr: float, proximal_mu: float = 0.0) -> tuple[int, float]:
+        """Train the loaded model on one client's examples by SGD.
+
+        Everything random comes from (seed, round, client).
+
+        Returns:
+            The number of examples, and the mean loss of the last epoch.
+
+        Raises:
+            LowrankError: the loss is no longer a number.
+        """
+        federation = self.how.federation
+        torch.manual_seed(derive_seed(self.how.seed, "client", round_number, client))
+        rows = torch.from_numpy(self.parts[client])
+        inputs = self.examples.normalize(self.examples.inputs[rows].to(self.device))
+        labels = self.examples.labels[rows].to(self.device)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in parameters] if proximal_mu else []
+        sgd = SGD(parameters, lr, federation.momentum, federation.weight_decay)
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for _ in range(federation.epochs):
+            total.zero_()
+            order = torch.randperm(len(labels)).to(self.device)
+            for batch in order.split(federation.batch_size):
+                self.model.zero_grad()
+                total += len(batch) * self._backward(inputs[batch], labels[batch], lr)
+                for parameter, origin in zip(parameters, start, strict=False):
+                    assert parameter.grad is not None
+                    parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
+                sgd.step()
+        loss = total.item() / len(labels)
+        if not math.isfinite(loss):
+            raise LowrankError(
+                f"training diverged: client {client} has loss {loss} in round {round_number}; "
+                f"lower federation.lr (now {federation.lr:g})"
+            )
+        return len(labels), loss
+
+    def _backward(self, inputs: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """Leave the gradients of the loss, and of the Jacobian correction where asked for; return the loss alone."""
+        strength = self.how.jacobian_lambda
+        if not strength:
+            loss = F.cross_entropy(self.model(inputs), labels)
+            loss.backward()
+            return loss.detach()
+        with composed_weights(self.model) as composed:
+            loss = F.cross_entropy(self.model(inputs), labels)
+        loss.backward()
+        (strength * jacobian_correction(composed, lr)).backward()
+        return loss.detach()
+
+    @torch.inference_mode()
+    def evaluate(self, start: int) -> tuple[int, float]:
+        """Correct answers and summed loss of the loaded model on one slice of the server's test set."""
+        examples = self.examples
+        stop = start + EVALUATION_BATCH
+        self.model.eval()
+        labels = examples.test_labels[start:stop].to(self.device)
+        logits = self.model(examples.normalize(examples.test_inputs[start:stop].to(self.device)))
+        loss = F.cross_entropy(logits, labels, reduction="sum").item()
+        return int((logits.argmax(1) == labels).sum()), loss
