@@ -41,7 +41,7 @@ def write_parquet() -> Callable[..., None]:
         import datasets
 
         file.parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(str(file))
+        datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(str(file), batch_size=1000)
 
     return write
 

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from lowrank_core.errors import LowrankError, UsageError
 from PIL import Image as Pillow
 
@@ -177,20 +177,13 @@ def test_splits_that_do_not_fit_are_refused(load, tmp_path, write_parquet, train
         load(name="mine", path=tmp_path / "data")
 
 
-def test_a_split_that_lacks_a_column_is_refused(load, tmp_path, write_parquet):
+def test_a_split_that_lacks_a_column_is_refused(load, tmp_path, monkeypatch):
     columns, features = labels_only([0], [])[0]
-    write_parquet(tmp_path / "data" / "plain" / "train.parquet", columns, features)
-    splits = {"train": {"image", "label"}, "test": {"image"}}
-    import datasets
-
-    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    made = datasets.DatasetDict({name: made.select_columns(sorted(keys)) for name, keys in splits.items()})
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(LowrankError, match=r"test split of .* lacks the column label that the train split has"),
-    ):
-        patch.setattr(datasets, "load_dataset", lambda path: made)
-        load(name="mine", path=tmp_path / "data")
+    train = Dataset.from_dict(columns, features=Features(features))
+    splits = {"train": train, "test": train.remove_columns("label")}
+    monkeypatch.setattr("datasets.load_dataset", lambda _: splits)
+    with pytest.raises(LowrankError, match=r"test split of .* lacks the column label that the train split has"):
+        load(name="mine", path=tmp_path)
 
 
 def test_a_data_set_without_a_train_split_is_refused(load, tmp_path, write_parquet):

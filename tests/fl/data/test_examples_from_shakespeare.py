@@ -81,7 +81,7 @@ def test_a_role_of_401_characters_is_just_long_enough(load, tmp_path):
     file.write_text(json.dumps({"play": "p", "role": "r", "text": "a" * 401}))
     assert len(load(name="shakespeare", path=file).test_inputs) == 1
     file.write_text(json.dumps({"play": "p", "role": "r", "text": "a" * 400}))
-    with pytest.raises(LowrankError, match="No role in .* has the 401 characters"):
+    with pytest.raises(LowrankError, match=r"No role in .* has the 401 characters"):
         load(name="shakespeare", path=file)
 
 

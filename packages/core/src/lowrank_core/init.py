@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def init_factors(
         ValueError: `init` is none of the three names.
     """
     first = next(iter(factors.values()))
+    if first.is_meta:
+        return
     rank = first.shape[1]
     if init == "calibrated":
         stds = calibrated_stds(factorization, weight_shape, rank)
@@ -46,7 +49,7 @@ def init_factors(
     with torch.no_grad():
         for name, factor in factors.items():
             factor.normal_(0.0, stds[name])
-        if init == "calibrated" and not first.is_meta:
+        if init == "calibrated":
             _rescale(factors, factorization, weight_shape)
 
 
@@ -83,9 +86,9 @@ def calibrated_stds(factorization: Factorization, weight_shape: Sequence[int], r
 
 def tanh_variance(variance: float) -> float:
     """Var[tanh(z)] for z ~ N(0, variance), by the trapezoid rule over ±8 standard deviations."""
-    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return torch.trapezoid(torch.tanh(z * math.sqrt(variance)).square() * density, z).item()
+    z = np.linspace(-8, 8, 2001)
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return float(np.trapezoid(np.tanh(z * math.sqrt(variance)) ** 2 * density, z))
 
 
 def _rescale(factors: dict[str, Tensor], factorization: Factorization, weight_shape: Sequence[int]) -> None:

@@ -2,28 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["original", "lowrank", "fedpara", "pfedpara"]
 
 
-def _number_from_text(value: Any) -> Any:
-    # YAML 1.1 reads `1e-4` as text; people mean the number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[PositiveFloat, BeforeValidator(_number_from_text)]
-NumberFromZero = Annotated[float, Field(ge=0), BeforeValidator(_number_from_text)]
+NumberFromZero = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -46,7 +35,7 @@ class PartitionConfig(Section):
     """How the training examples are shared out among clients."""
 
     kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
-    alpha: Number = 0.5
+    alpha: PositiveFloat = 0.5
     """Dirichlet concentration: the smaller, the fewer classes a client sees."""
     classes_per_client: PositiveInt = 2
     """Pathological: so many classes each client holds."""
@@ -90,7 +79,7 @@ class FederationConfig(Section):
     clients_per_round: PositiveInt = 20
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 32
-    lr: Number = 0.1
+    lr: PositiveFloat = 0.1
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The learning rate is multiplied by this after every round."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -103,11 +92,11 @@ class StrategyConfig(Section):
     name: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
     mu: NumberFromZero = 0.1
     """FedProx: weight of the proximal term."""
-    server_lr: Number = 0.01
+    server_lr: PositiveFloat = 0.01
     """FedAdam: the server's learning rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    tau: Number = 1e-3
+    tau: PositiveFloat = 1e-3
     """FedAdam: degree of adaptivity."""
 
 

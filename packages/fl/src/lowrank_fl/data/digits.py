@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 real pictures of 8x8 that need no download."""
 
+from typing import Any
+
 import numpy as np
 
 from lowrank_fl.config import DataConfig
@@ -17,7 +19,8 @@ def load_digits(data: DataConfig, seed: int) -> Examples:
     # scikit-learn takes a second to import.
     from sklearn.datasets import load_digits as scikit_digits
 
-    digits = scikit_digits()
+    # Its type depends on its arguments in a way that no checker follows.
+    digits: Any = scikit_digits()
     pixels = digits.images.astype(np.uint8)[:, None]
     test = held_out(digits.target)
     train = np.flatnonzero(~test)

@@ -19,6 +19,8 @@ from lowrank_fl.data.pixels import picture_examples
 from lowrank_fl.data.rows import held_out, kept_rows
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# How the reader says that a split has no rows.
+_NO_DATA = re.compile(r'Instruction "(\w+)" corresponds to no data')
 
 
 def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Examples:
@@ -92,13 +94,14 @@ def _read(path: str) -> Any:
 
     # datasets takes seconds to import.
     import datasets
+    from datasets import config
 
     if not local:
         logger.info(
             "Downloading %s from https://huggingface.co/datasets/%s into %s, unless it is there already",
             path,
             path,
-            datasets.config.HF_DATASETS_CACHE,
+            config.HF_DATASETS_CACHE,
         )
     try:
         with _no_progress_bars():
@@ -106,6 +109,8 @@ def _read(path: str) -> Any:
     # Whatever the reader stumbles over lies in the files or the network, which only the user can mend.
     except Exception as error:
         reason = " ".join(str(error).split())
+        if empty := _NO_DATA.search(reason):
+            raise _empty(empty[1], path) from error
         raise LowrankError(f"data.path {path} cannot be read as a data set ({reason}); {hint}") from error
 
 
@@ -136,8 +141,12 @@ def _train_and_test(splits: Any, path: str) -> tuple[str, str | None]:
     test = next((name for name in ("test", "validation") if name in splits), None)
     for name in filter(None, ("train", test)):
         if len(splits[name]) == 0:
-            raise LowrankError(f"The {name} split of {path} is empty; add examples to it, or remove its file or folder")
+            raise _empty(name, path)
     return "train", test
+
+
+def _empty(split: str, path: str) -> LowrankError:
+    return LowrankError(f"The {split} split of {path} is empty; add examples to it, or remove its file or folder")
 
 
 def _select(splits: Any, split: str, column: str, path: str) -> Any:

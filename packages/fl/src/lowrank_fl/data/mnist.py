@@ -1,5 +1,7 @@
 """MNIST and EMNIST through torchvision, which reads their IDX files."""
 
+from typing import Any
+
 import numpy as np
 
 from lowrank_fl.config import DataConfig
@@ -23,7 +25,7 @@ def load_mnist(data: DataConfig, seed: int) -> Examples:
     # torchvision takes seconds to import.
     from torchvision.datasets import EMNIST, MNIST
 
-    options = {"split": "byclass"} if data.name == "emnist" else {}
+    options: dict[str, Any] = {"split": "byclass"} if data.name == "emnist" else {}
     published = EMNIST if data.name == "emnist" else MNIST
     url = EMNIST.url if data.name == "emnist" else MNIST.mirrors[0]
     folder = cache_folder()

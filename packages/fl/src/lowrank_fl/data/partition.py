@@ -88,9 +88,7 @@ def _dirichlet(columns: dict[str, np.ndarray], alpha: float, clients: int, seed:
         ) from error
 
 
-def _pathological(
-    columns: dict[str, np.ndarray], classes_per_client: int, clients: int, seed: int
-) -> list[np.ndarray]:
+def _pathological(columns: dict[str, np.ndarray], classes_per_client: int, clients: int, seed: int) -> list[np.ndarray]:
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     classes = np.unique(columns["label"])

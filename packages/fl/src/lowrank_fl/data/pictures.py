@@ -82,13 +82,13 @@ def decode_splits(splits: Sequence[PictureRows]) -> list[np.ndarray]:
     shape = _shape(splits[0].open(0, splits[0].batch(0)[0]))
     try:
         return [_decode(split, shape, resize=False) for split in splits]
-    except _AnotherShape:
+    except _AnotherShapeError:
         # Rare, so that the usual data set is opened once and not twice.
         shape = _common_shape(splits)
         return [_decode(split, shape, resize=True) for split in splits]
 
 
-class _AnotherShape(Exception):
+class _AnotherShapeError(Exception):
     """A picture differs from the first."""
 
 
@@ -111,7 +111,7 @@ def _decode(split: PictureRows, shape: Shape, resize: bool) -> np.ndarray:
         for place, picture in enumerate(split.batch(start), start):
             image = split.open(place, picture)
             if not resize and _shape(image) != shape:
-                raise _AnotherShape
+                raise _AnotherShapeError
             try:
                 pixels[place] = _to_array(image, shape)
             except Exception as error:

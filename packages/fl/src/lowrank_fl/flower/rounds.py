@@ -2,16 +2,19 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord
+import flwr.app
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
-from lowrank_fl.config import FederationConfig
-from lowrank_fl.flower.grid import client_of
-from lowrank_fl.flower.records import to_record, wire_bytes
+from lowrank_fl.config import FederationConfig, StrategyConfig
+from lowrank_fl.flower.grid import LocalGrid, client_of
+from lowrank_fl.flower.records import ArrayRecord, to_record, wire_bytes
+from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.seeds import derive_seed
 
 
@@ -61,7 +64,23 @@ def train_rounds(
         yield TrainedRound(number, arrays, loss, clients, uplink_bytes, downlink_bytes, seconds)
 
 
-def _as_before(aggregated: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRecord:
     """The aggregate in the model's own dtypes: Flower's FedAdam returns float64, which would double the downlink."""
     arrays = {name: array.numpy().astype(before[name].dtype, copy=False) for name, array in aggregated.items()}
     return to_record(arrays, shared=True)
+
+
+def measure_round(
+    config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor]
+) -> tuple[int, int]:
+    """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes."""
+
+    def unreachable(_: Sequence[Message]) -> Sequence[Message]:
+        raise AssertionError("a plan sends no message")
+
+    grid = LocalGrid(federation.clients, unreachable, shared=False)
+    arrays = to_record(state, shared=False)
+    sent = list(make_strategy(config, federation).configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
+    reply = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1, "loss": 0.0})})
+    replies = [Message(reply, reply_to=message) for message in sent]
+    return sum(map(wire_bytes, sent)), sum(map(wire_bytes, replies))

@@ -1,8 +1,10 @@
 """Who runs the clients of the local engine: this process, or worker processes side by side."""
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -46,7 +48,9 @@ class Executor(Protocol):
         """Accuracy (0 to 1) and mean loss of a model on the server's test set."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, *, at_once: bool = False) -> None:
+        """Let go of models and processes; `at_once` does not wait for clients that are still training."""
+        ...
 
 
 class InProcess:
@@ -71,7 +75,7 @@ class InProcess:
             slices = range(0, len(resident.trainer.examples.test_labels), EVALUATION_BATCH)
             return _mean([resident.evaluate(record, start) for start in slices], resident.trainer.examples)
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         self._resident = None
 
     @contextmanager
@@ -97,8 +101,7 @@ class Workers:
         # Spawned, because a fork of a process that has run torch's threads may hang.
         context = multiprocessing.get_context("spawn")
         self._pools = [ProcessPoolExecutor(1, context, initializer=_start) for _ in range(count)]
-        for pool in self._pools:
-            pool.submit(_ready)
+        self._pids = [pool.submit(os.getpid) for pool in self._pools]
         self._examples: Examples | None = None
 
     def set_up(
@@ -117,7 +120,11 @@ class Workers:
         slices = range(0, len(self._examples.test_labels), EVALUATION_BATCH)
         return _mean(self._spread(_evaluate, [(record, start) for start in slices]), self._examples)
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
+        if at_once:
+            for pid in self._pids:
+                if not pid.cancel() and pid.exception() is None:
+                    os.kill(pid.result(), signal.SIGTERM)
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -188,10 +195,15 @@ _resident: _Resident | None = None
 def _start() -> None:
     # Ctrl-C reaches the whole process group; the server alone decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_server, daemon=True).start()
 
 
-def _ready() -> None:
-    """Nothing: by the time it has run, the process has its libraries."""
+def _end_with_server() -> None:
+    """A worker whose server was killed would wait for work for ever."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
+    os._exit(1)
 
 
 def _set_up(model: bytes, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:

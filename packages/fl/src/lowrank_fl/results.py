@@ -1,0 +1,88 @@
+"""What a run reports: a row a round, a summary at the end; the shapes of metrics.jsonl and summary.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One line of metrics.jsonl. Bytes and seconds are those of this round alone."""
+
+    round: int
+    accuracy: float
+    """Fraction of the server's test set answered rightly, 0 to 1."""
+    loss: float
+    """Mean cross-entropy on the server's test set."""
+    train_loss: float
+    """Mean over the round's clients, weighted by their examples, in their last epoch."""
+    uplink_bytes: int
+    downlink_bytes: int
+    total_bytes: int
+    seconds: float
+    """Training, aggregation and evaluation."""
+    clients: list[int]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """summary.json: the last round's quality and what the whole run cost."""
+
+    name: str
+    run_dir: str
+    method: str
+    seed: int
+    rounds: int
+    """Rounds finished."""
+    accuracy: float
+    loss: float
+    params: int
+    transferred_params: int
+    original_params: int
+    uplink_bytes: int
+    downlink_bytes: int
+    total_bytes: int
+    seconds: float
+    interrupted: bool = False
+    swept: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The sweep's keys and this run's values for them; empty outside a sweep."""
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known as a run begins."""
+
+    name: str
+    index: int
+    """This run's number within a sweep, from 0."""
+    count: int
+    """Runs in the sweep; 1 outside one."""
+    method: str
+    rounds: int
+    params: int
+    original_params: int
+    swept: dict[str, Any]
+
+
+class Observer(Protocol):
+    """Who watches a run: the command line's progress display, or nobody."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know, such as a layer that stayed as it was."""
+        ...
+
+    def run_started(self, start: RunStart) -> None: ...
+
+    def round_ended(self, row: RoundRow) -> None: ...
+
+    def run_ended(self, summary: RunSummary) -> None: ...
+
+
+def bytes_to_reach(rows: Sequence[RoundRow], accuracy: float) -> int | None:
+    """Total bytes until a round's accuracy is first at or above `accuracy`; None if that never happens."""
+    spent = 0
+    for row in rows:
+        spent += row.total_bytes
+        if row.accuracy >= accuracy:
+            return spent
+    return None

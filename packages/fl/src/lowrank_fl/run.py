@@ -1,0 +1,229 @@
+"""`lowrank fl run`: the runs of a configuration, from data to files."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lowrank_core import LowrankError
+
+from lowrank_fl.config import RunConfig
+from lowrank_fl.data import load_examples, partition_examples
+from lowrank_fl.data.examples import Examples
+from lowrank_fl.flower.grid import LocalGrid
+from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
+from lowrank_fl.flower.rounds import TrainedRound, train_rounds
+from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.workers import Executor, make_executor
+from lowrank_fl.folder import RunFolder, prepare
+from lowrank_fl.load import expand
+from lowrank_fl.models.build import build_model
+from lowrank_fl.report import write_report
+from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
+from lowrank_fl.seeds import derive_seed
+from lowrank_fl.state import transferred
+from lowrank_fl.training import LocalTraining
+
+
+class Interrupted(LowrankError):
+    """Ctrl-C: every finished round is on disk."""
+
+    exit_code = 130
+
+    def __init__(self, out: Path, summaries: Sequence[RunSummary]) -> None:
+        rounds = sum(summary.rounds for summary in summaries)
+        super().__init__(f"interrupted after {rounds} finished rounds, which are kept in {out}")
+        self.summaries = list(summaries)
+
+
+def run(config: RunConfig, out: Path | None, observer: Observer) -> list[RunSummary]:
+    """Carry out every run of `config`, one after the other, and write their folders and the report.
+
+    A sweep's runs lie in folders of their own below `out`; without a sweep `out` is the run's folder.
+
+    Raises:
+        LowrankError: `out` holds something already, data or device are missing, training diverges.
+        Interrupted: Ctrl-C; the finished rounds and their model are on disk.
+    """
+    folder = prepare(out, config.name)
+    runs = expand(config)
+    check_device(config.device)
+    executor = make_executor(worker_count(config))
+    data = _DataCache()
+    summaries: list[RunSummary] = []
+    try:
+        for index, (single, swept) in enumerate(runs):
+            path = folder / _run_name(swept) if swept else folder
+            summary = _Run(single, path, swept, observer, executor, data).carry_out(index, len(runs))
+            if summary is None or summary.interrupted:
+                raise Interrupted(folder, [*summaries, summary] if summary else summaries)
+            summaries.append(summary)
+    except BaseException:
+        executor.close(at_once=True)
+        raise
+    executor.close()
+    if config.sweep:
+        write_report(folder, summaries)
+    return summaries
+
+
+def check_device(name: str) -> None:
+    """Raise a LowrankError where `name` is no device of this machine."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LowrankError(f"device {name!r} cannot be used here ({reason}); try -o device=cpu") from None
+
+
+def worker_count(config: RunConfig) -> int:
+    """Worker processes for `auto`: one for each core a client's threads leave, and never more than clients.
+
+    On a GPU one process keeps the device busy; more would share it.
+    """
+    if config.engine.workers != "auto":
+        return config.engine.workers
+    if torch.device(config.device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // config.engine.threads, config.federation.clients_per_round))
+
+
+class _DataCache:
+    """The last data set loaded: the runs of a sweep mostly share it."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._examples: Examples | None = None
+
+    def load(self, config: RunConfig) -> Examples:
+        key = (config.data, config.partition.kind, config.partition.id_column, config.data.max_examples and config.seed)
+        if self._examples is None or key != self._key:
+            self._examples = load_examples(config.data, config.partition, derive_seed(config.seed, "data"))
+            self._key = key
+        return self._examples
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        path: Path,
+        swept: dict[str, Any],
+        observer: Observer,
+        executor: Executor,
+        data: _DataCache,
+    ) -> None:
+        self.config, self.path, self.swept = config, path, swept
+        self.observer, self.executor = observer, executor
+        self.examples = data.load(config)
+        self.rows: list[RoundRow] = []
+        self.arrays: ArrayRecord | None = None
+
+    def carry_out(self, index: int, count: int) -> RunSummary | None:
+        """The summary; marked interrupted after Ctrl-C, None if that came before the first round's end."""
+        config, examples = self.config, self.examples
+        federation = config.federation
+        parts = partition_examples(
+            examples, config.partition, federation.clients, derive_seed(config.seed, "partition")
+        )
+        model, report = build_model(
+            config.model, examples.input_shape, len(examples.classes), seed=derive_seed(config.seed, "model")
+        )
+        for entry in report.left if report else ():
+            if entry.reason not in ("excluded", "not included"):
+                self.observer.note(f"{entry.name} stays as it is: {entry.reason}")
+        self.params = sum(parameter.numel() for parameter in model.parameters())
+        self.original_params = report.original_params if report else self.params
+        self.transferred_params = sum(tensor.numel() for tensor in transferred(model).values())
+        folder = RunFolder(self.path, config)
+        self.observer.run_started(
+            RunStart(
+                config.name,
+                index,
+                count,
+                config.model.method,
+                config.rounds,
+                self.params,
+                self.original_params,
+                self.swept,
+            )
+        )
+        how = LocalTraining(
+            federation, config.model.jacobian_lambda, config.seed, config.device, config.engine.threads
+        )
+        interrupted = False
+        try:
+            self.executor.set_up(model, examples, parts, how)
+            grid = LocalGrid(federation.clients, self.executor.execute, shared=self.executor.shared)
+            initial = to_record(transferred(model), shared=self.executor.shared)
+            strategy = make_strategy(config.strategy, federation)
+            for trained in train_rounds(
+                strategy, grid, initial, federation, rounds=config.rounds, seed=config.seed
+            ):
+                row = self._evaluate(trained)
+                folder.add_round(row)
+                self.rows.append(row)
+                self.arrays = trained.arrays
+                self.observer.round_ended(row)
+        except KeyboardInterrupt:
+            interrupted = True
+        if self.arrays is None:
+            return None
+        folder.save_model(to_arrays(self.arrays), config, examples)
+        summary = self._summary(interrupted)
+        folder.save_summary(summary)
+        write_report(self.path, [summary])
+        self.observer.run_ended(summary)
+        return summary
+
+    def _evaluate(self, trained: TrainedRound) -> RoundRow:
+        began = time.perf_counter()
+        accuracy, loss = self.executor.evaluate(trained.arrays)
+        if not math.isfinite(loss):
+            raise LowrankError(
+                f"the model of round {trained.number} has loss {loss} on the test set; "
+                f"lower federation.lr (now {self.config.federation.lr:g})"
+            )
+        return RoundRow(
+            round=trained.number,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=trained.train_loss,
+            uplink_bytes=trained.uplink_bytes,
+            downlink_bytes=trained.downlink_bytes,
+            total_bytes=trained.uplink_bytes + trained.downlink_bytes,
+            seconds=trained.seconds + time.perf_counter() - began,
+            clients=trained.clients,
+        )
+
+    def _summary(self, interrupted: bool) -> RunSummary:
+        rows, last = self.rows, self.rows[-1]
+        return RunSummary(
+            name=self.config.name,
+            run_dir=str(self.path),
+            method=self.config.model.method,
+            seed=self.config.seed,
+            rounds=len(rows),
+            accuracy=last.accuracy,
+            loss=last.loss,
+            params=self.params,
+            transferred_params=self.transferred_params,
+            original_params=self.original_params,
+            uplink_bytes=sum(row.uplink_bytes for row in rows),
+            downlink_bytes=sum(row.downlink_bytes for row in rows),
+            total_bytes=sum(row.total_bytes for row in rows),
+            seconds=sum(row.seconds for row in rows),
+            interrupted=interrupted,
+            swept=self.swept,
+        )
+
+
+def _run_name(swept: dict[str, Any]) -> str:
+    """The swept values as a folder name: `fedpara-0.1`."""
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(value)) for value in swept.values())
