@@ -46,6 +46,7 @@ def jacobian_correction(composed: Composed, lr: float) -> Tensor:
         loss.backward()
         (strength * jacobian_correction(composed, lr)).backward()
     """
+    assert composed, "the model composed no Hadamard weight"
     terms: list[Tensor] = []
     for module, recorded in composed:
         assert recorded.grad is not None, "run the loss's backward before the Jacobian correction"
@@ -56,6 +57,4 @@ def jacobian_correction(composed: Composed, lr: float) -> Tensor:
         stepped = {name: factor - lr * j for (name, factor), j in zip(factors.items(), jacobians, strict=True)}
         after = module.factorization.compose(stepped, module.shape)
         terms.append((after - weight + lr * gradient).square().sum())
-    if not terms:
-        return torch.zeros(())
     return 0.5 * torch.stack(terms).sum()

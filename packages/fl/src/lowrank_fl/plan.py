@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from lowrank_core import composed_weights, jacobian_correction
 from lowrank_core.replacement import FactorizedEntry, LeftEntry
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +16,7 @@ from lowrank_fl.load import expand
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device, worker_count
 from lowrank_fl.state import transferred
+from lowrank_fl.training import backward
 
 _TIMED_EXAMPLES = 16
 
@@ -95,13 +94,8 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     held = data.examples / federation.clients
     steps = federation.clients_per_round * federation.epochs * math.ceil(held / federation.batch_size)
-    batch = min(federation.batch_size, max(1, round(held)))
-    with torch.device("meta"):
-        on_meta, _ = build_model(config.model, data.input_shape, data.classes, seed=0)
-    step_flops = _flops(on_meta, config, data, batch)
-    # The last batch of an epoch is smaller; its share of the arithmetic is taken as its share of the examples.
-    fullness = held / (math.ceil(held / federation.batch_size) * batch)
-    flops = round(steps * step_flops * fullness)
+    per_step, per_example, flops_per_second = _measure_step(model, config, data)
+    flops = round(steps * per_step + federation.clients_per_round * federation.epochs * held * per_example)
     return RunPlan(
         name=config.name,
         method=config.model.method,
@@ -118,7 +112,7 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
         total_bytes=(uplink + downlink) * config.rounds,
         paper_bytes=2 * federation.clients_per_round * model_bytes * config.rounds,
         flops_per_round=flops,
-        seconds=config.rounds * flops / (_flops_per_second(model, on_meta, config, data) * worker_count(config)),
+        seconds=config.rounds * flops / (flops_per_second * worker_count(config)),
         layers=report.changed if report else (),
         left=report.left if report else (),
     )
@@ -136,38 +130,36 @@ def _data_shape(config: RunConfig) -> DataShape:
     return known
 
 
-def _flops(on_meta: nn.Module, config: RunConfig, data: DataShape, batch: int) -> int:
-    inputs, labels = _batch(data, batch, "meta")
-    with FlopCounterMode(display=False) as counter:
-        _step(on_meta, inputs, labels, config)
-    return counter.get_total_flops()
+def _measure_step(model: nn.Module, config: RunConfig, data: DataShape) -> tuple[int, int, float]:
+    """FLOPs of a training step itself (composing weights), FLOPs of each example in it, and FLOPs a second.
 
-
-def _flops_per_second(model: nn.Module, on_meta: nn.Module, config: RunConfig, data: DataShape) -> float:
-    """One process's rate in a training step of this very model on random numbers, after one step to warm up."""
-    examples = min(config.federation.batch_size, _TIMED_EXAMPLES)
+    Counted in steps of one and two examples on random numbers, and timed in a third.
+    """
     model = model.to(config.device)
-    inputs, labels = _batch(data, examples, config.device)
+
+    def step(examples: int) -> None:
+        inputs, labels = _batch(data, examples, config.device)
+        backward(model, inputs, labels, config.federation.lr, config.model.jacobian_lambda)
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+
+    counts: list[int] = []
+    for examples in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            step(examples)
+        counts.append(counter.get_total_flops())
+    per_example = counts[1] - counts[0]
+    per_step = counts[0] - per_example
+    timed = min(config.federation.batch_size, _TIMED_EXAMPLES)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.engine.threads)
     try:
-        _step(model, inputs, labels, config)
         began = time.perf_counter()
-        _step(model, inputs, labels, config)
-        if inputs.is_cuda:
-            torch.cuda.synchronize()
+        step(timed)
         seconds = time.perf_counter() - began
     finally:
         torch.set_num_threads(threads)
-    return _flops(on_meta, config, data, examples) / seconds
-
-
-def _step(model: nn.Module, inputs: Tensor, labels: Tensor, config: RunConfig) -> None:
-    with composed_weights(model) as composed:
-        loss = F.cross_entropy(model(inputs), labels)
-    loss.backward()
-    if config.model.jacobian_lambda:
-        jacobian_correction(composed, config.federation.lr).backward()
+    return per_step, per_example, (per_step + timed * per_example) / seconds
 
 
 def _batch(data: DataShape, size: int, device: str) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,23 @@ class LocalTraining:
     threads: int
 
 
+def backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float, jacobian_lambda: float) -> Tensor:
+    """Leave the gradients of the cross-entropy, and of the Jacobian correction of that weight; return the loss alone.
+
+    The correction is FedPara's: a model without Hadamard weights has none.
+    """
+    if not jacobian_lambda:
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss.detach()
+    with composed_weights(model) as composed:
+        loss = F.cross_entropy(model(inputs), labels)
+    loss.backward()
+    if composed:
+        (jacobian_lambda * jacobian_correction(composed, lr)).backward()
+    return loss.detach()
+
+
 class SGD:
     """Stochastic gradient descent with torch.optim.SGD's formula: v = m·v + (g + d·w), w = w - lr·v.
 
@@ -94,6 +111,7 @@ class Trainer:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters] if proximal_mu else []
         sgd = SGD(parameters, lr, federation.momentum, federation.weight_decay)
+        strength = self.how.jacobian_lambda
         self.model.train()
         total = torch.zeros((), device=self.device)
         for _ in range(federation.epochs):
@@ -101,7 +119,7 @@ class Trainer:
             order = torch.randperm(len(labels)).to(self.device)
             for batch in order.split(federation.batch_size):
                 self.model.zero_grad()
-                total += len(batch) * self._backward(inputs[batch], labels[batch], lr)
+                total += len(batch) * backward(self.model, inputs[batch], labels[batch], lr, strength)
                 for parameter, origin in zip(parameters, start, strict=False):
                     assert parameter.grad is not None
                     parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
@@ -113,19 +131,6 @@ class Trainer:
                 f"lower federation.lr (now {federation.lr:g})"
             )
         return len(labels), loss
-
-    def _backward(self, inputs: Tensor, labels: Tensor, lr: float) -> Tensor:
-        """Leave the gradients of the loss, and of the Jacobian correction where asked for; return the loss alone."""
-        strength = self.how.jacobian_lambda
-        if not strength:
-            loss = F.cross_entropy(self.model(inputs), labels)
-            loss.backward()
-            return loss.detach()
-        with composed_weights(self.model) as composed:
-            loss = F.cross_entropy(self.model(inputs), labels)
-        loss.backward()
-        (strength * jacobian_correction(composed, lr)).backward()
-        return loss.detach()
 
     @torch.inference_mode()
     def evaluate(self, start: int) -> tuple[int, float]:
