@@ -23,7 +23,8 @@ class Exceptions:
 
 
 EXCEPTIONS: dict[str, Exceptions] = {
-    "cnn": Exceptions(exclude=("head",)),
+    # Below three input channels the paper's rule gives the first convolution rank 1: every filter a multiple of one.
+    "cnn": Exceptions(exclude=("features.0", "head")),
     "mlp": Exceptions(),
     "vgg16": Exceptions(exclude=("classifier",)),
     # Appendix: the first two layers and the 1x1 convolutions keep the original's size.

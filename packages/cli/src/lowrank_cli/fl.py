@@ -1,0 +1,124 @@
+"""The commands of `lowrank fl`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank_cli.help import SectionedCommand
+
+app = typer.Typer(
+    help="Train networks federatedly, with their weights as low-rank factors.",
+    epilog="Example: lowrank fl run quickstart",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+# Its help stands in the commands' own: Typer 0.20 with Click 8.5 loses an argument's.
+Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--override",
+        "-o",
+        metavar="KEY=VALUE",
+        help="Set a key of the configuration; repeat for more.",
+        rich_help_panel="Configuration",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")]
+
+
+@app.command(
+    cls=SectionedCommand,
+    epilog="Example: lowrank fl run mnist -o rounds=10 --sweep model.gamma=0.1,0.3",
+)
+def run(
+    config: Config = None,
+    override: Overrides = [],  # noqa: B006
+    sweep: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=A,B,C",
+            help="Run once for each value of a key; repeat for every combination.",
+            rich_help_panel="Configuration",
+        ),
+    ] = [],  # noqa: B006
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="What runs the clients: local.", rich_help_panel="Configuration"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random choice.", rich_help_panel="Configuration")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="New or empty folder to write to; runs/NAME-TIME if not given.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what the run would cost, and train nothing.", rich_help_panel="Output")
+    ] = False,
+    as_json: Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")
+    ] = False,
+) -> None:
+    """Train over simulated clients and count every byte sent.
+
+    CONFIG is a preset's name (see: lowrank fl presets) or a YAML file; without it, the preset quickstart.
+    """
+    from lowrank_fl.load import load_config
+
+    settings = load_config(config, override, seed=seed, engine=engine, sweep=sweep)
+    if plan:
+        from lowrank_cli.plans import plan_runs
+
+        plan_runs(settings, as_json=as_json, quiet=quiet)
+    else:
+        from lowrank_cli.runs import carry_out
+
+        carry_out(settings, out, as_json=as_json, quiet=quiet)
+
+
+@app.command(cls=SectionedCommand, epilog="Example: lowrank fl presets")
+def presets(as_json: Json = False) -> None:
+    """List the presets that `lowrank fl run` knows."""
+    from lowrank_fl.presets import presets as find
+
+    found = find()
+    if as_json:
+        typer.echo(json.dumps({"presets": [{"name": name, "description": line} for name, line in found.items()]}))
+        return
+    from lowrank_cli.tables import make_table, stdout
+
+    table = make_table(["preset", "what it runs"], left=2)
+    for name, line in found.items():
+        table.add_row(name, line)
+    stdout().print(table)
+
+
+@app.command(cls=SectionedCommand, epilog="Example: lowrank fl partition -o partition.alpha=0.1 --plot counts.png")
+def partition(
+    config: Config = None,
+    override: Overrides = [],  # noqa: B006
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the counts as .png, .svg or .pdf.", rich_help_panel="Output"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count how many examples of each class every client would hold.
+
+    CONFIG is a preset's name (see: lowrank fl presets) or a YAML file; without it, the preset quickstart.
+    """
+    from lowrank_fl.load import load_config
+
+    from lowrank_cli.counts import count_labels
+
+    count_labels(load_config(config, override), plot, as_json=as_json)

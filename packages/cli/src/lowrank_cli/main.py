@@ -1,0 +1,65 @@
+"""The command `lowrank`: its groups, its version, and what an error looks like."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from lowrank_cli import fl
+
+app = typer.Typer(
+    name="lowrank",
+    help="Train, shrink, share and run neural networks through low-rank factors.",
+    epilog="Example: lowrank fl run",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Rich's help and tracebacks cost 0.3 s and read brackets as markup.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(fl.app, name="fl")
+
+_EXTRAS = {"lowrank_fl": "fl", "lowrank_diffusion": "diffusion"}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lowrank {version('lowrank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. What the user can mend ends in one sentence on stderr, all else in a traceback."""
+    try:
+        app(arguments, prog_name="lowrank")
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        _fail(f'this command is not installed; get it with: pip install "lowrank[{extra}]"', 1)
+    except Exception as error:
+        # Whoever raised a LowrankError has imported its module; importing it here would need an extra.
+        errors = sys.modules.get("lowrank_core.errors")
+        if errors is None or not isinstance(error, errors.LowrankError):
+            raise
+        _fail(str(error), error.exit_code)
+    except SystemExit as stop:
+        if stop.code == 130:
+            typer.echo("interrupted", err=True)
+        raise
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,106 @@
+"""`lowrank fl run --plan`: what runs would cost."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from lowrank_fl.config import RunConfig
+from lowrank_fl.report import label_of, three_digits
+from lowrank_fl.results import RunSummary
+
+from lowrank_cli.progress import watch
+from lowrank_cli.tables import make_table, stdout
+
+if TYPE_CHECKING:
+    from lowrank_fl.plan import RunPlan
+
+
+def plan_runs(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
+    """Print the cost of every run of `config`; nothing is trained or written."""
+    with watch(quiet=quiet):
+        # The first import of torch takes seconds; the spinner turns.
+        from lowrank_fl.plan import plan
+
+        runs = plan(config).runs
+    if as_json:
+        trees = [_as_tree(run, config) for run in runs]
+        typer.echo(json.dumps({"runs": trees, "out": None} if config.sweep else trees[0]))
+        return
+    _print_costs(runs)
+    if not config.sweep:
+        _print_layers(runs[0])
+
+
+def _as_tree(run: "RunPlan", config: RunConfig) -> dict[str, Any]:
+    """All the keys of a run's summary, null where only a run can tell, and the plan's own."""
+    known = {"seed": run.swept.get("seed", config.seed), "interrupted": False}
+    return {field.name: None for field in dataclasses.fields(RunSummary)} | known | dataclasses.asdict(run)
+
+
+def _print_costs(runs: Sequence["RunPlan"]) -> None:
+    rows = [_COSTS, *map(_costs, runs)]
+    if len(runs) <= _SIDE_BY_SIDE:
+        rows = list(zip(*rows, strict=True))
+    table = make_table(rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    stdout().print(table)
+
+
+_SIDE_BY_SIDE = 4
+"""So many runs stand beside one another, more below one another."""
+
+_COSTS = (
+    "run",
+    "params",
+    "of original",
+    "transferred params",
+    "rounds",
+    "MB a round",
+    "GB total",
+    "GB by the paper's arithmetic",
+    "GFLOP a round",
+    "TFLOP total",
+    "layers changed",
+    "layers left",
+    "estimated time",
+)
+
+
+def _costs(run: "RunPlan") -> tuple[str, ...]:
+    return (
+        label_of(run.method, run.swept),
+        f"{run.params:,}",
+        f"{run.params / run.original_params:.1%}",
+        f"{run.transferred_params:,}",
+        f"{run.rounds:,}",
+        three_digits(run.total_bytes / run.rounds / 1e6),
+        three_digits(run.total_bytes / 1e9),
+        three_digits(run.paper_bytes / 1e9),
+        three_digits(run.flops_per_round / 1e9),
+        three_digits(run.flops_per_round * run.rounds / 1e12),
+        f"{len(run.layers)}",
+        f"{len(run.left)}",
+        _duration(run.seconds),
+    )
+
+
+def _print_layers(run: "RunPlan") -> None:
+    table = make_table(["layer", "type", "shape", "rank", "reaches rank", "original params", "params"], left=3)
+    for layer in run.layers:
+        shape = "x".join(map(str, layer.shape))
+        numbers = (layer.rank, layer.max_rank, layer.original_params, layer.params)
+        table.add_row(layer.name, layer.type, shape, *(f"{number:,}" for number in numbers))
+    if run.layers:
+        stdout().print(table)
+    for left in run.left:
+        typer.echo(f"{left.name} stays as it is: {left.reason}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{three_digits(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,149 @@
+"""What is shown on stderr while a command works."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from lowrank_fl.report import label_of, three_digits
+from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+
+@contextmanager
+def watch(*, quiet: bool) -> Iterator[Observer]:
+    """An observer to run under: silent, live on a terminal, or a line at each run's end where stderr is a file."""
+    if quiet:
+        yield _Silent()
+        return
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    # isatty too, because rich takes FORCE_COLOR for a terminal.
+    live = console.is_interactive and sys.stderr.isatty()
+    with _Live(console) if live else _Lines() as observer, _logged_by(observer):
+        yield observer
+
+
+class _Silent:
+    def note(self, text: str) -> None: ...
+
+    def run_started(self, start: RunStart) -> None: ...
+
+    def round_ended(self, row: RoundRow) -> None: ...
+
+    def run_ended(self, summary: RunSummary) -> None: ...
+
+
+class _Lines(_Silent):
+    """Plain lines for a log file."""
+
+    def __init__(self) -> None:
+        self._noted: set[str] = set()
+        self._title = ""
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def note(self, text: str) -> None:
+        # The runs of a sweep mostly have the same to say.
+        if text not in self._noted:
+            self._noted.add(text)
+            self._print(text)
+
+    def run_started(self, start: RunStart) -> None:
+        self._title = _title(start)
+
+    def run_ended(self, summary: RunSummary) -> None:
+        sent = f"{three_digits(summary.total_bytes / 1e6)} MB in {summary.seconds:.1f} s"
+        self._print(f"{self._title}: accuracy {summary.accuracy:.2%} after {summary.rounds} rounds, {sent}")
+
+    def _print(self, text: str) -> None:
+        typer.echo(text, err=True)
+
+
+class _Live(_Lines):
+    """A bar of rounds that is gone when the work is done; notes stay above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[quality]}"),
+            _Remaining(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("loading libraries and data", total=None, quality="", until=None)
+        self._rounds = self._sent = 0
+        self._seconds = 0.0
+
+    def __enter__(self) -> "_Live":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def run_started(self, start: RunStart) -> None:
+        super().run_started(start)
+        self._rounds, self._sent, self._seconds = start.rounds, 0, 0.0
+        self._progress.reset(self._task, total=start.rounds, description=self._title, quality="", until=None)
+
+    def round_ended(self, row: RoundRow) -> None:
+        self._sent += row.total_bytes
+        self._seconds += row.seconds
+        left = self._seconds / row.round * (self._rounds - row.round)
+        quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}  {three_digits(self._sent / 1e6)} MB"
+        until = time.monotonic() + left
+        self._progress.update(self._task, completed=row.round, quality=quality, until=until)
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(text)
+
+
+class _Remaining(ProgressColumn):
+    """Time left, counting down; rich's own knows nothing until two rounds are done, and forgets rounds of over 30 s."""
+
+    def render(self, task: Task) -> Text:
+        until = task.fields["until"]
+        if until is None:
+            return Text()
+        seconds = max(0, round(until - time.monotonic()))
+        return Text(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left", style="cyan")
+
+
+class _Notes(logging.Handler):
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(logging.INFO)
+        self._observer = observer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._observer.note(record.getMessage())
+
+
+@contextmanager
+def _logged_by(observer: Observer) -> Iterator[None]:
+    """Pass what lowrank_fl logs to the observer, so that it does not tear the bar."""
+    logger = logging.getLogger("lowrank_fl")
+    handler, level, propagate = _Notes(observer), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _title(start: RunStart) -> str:
+    number = f"run {start.index + 1}/{start.count} " if start.count > 1 else ""
+    return f"{number}{start.name}: {label_of(start.method, start.swept)}"

@@ -1,0 +1,69 @@
+"""`lowrank fl run`: carry runs out and show what came of them."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from lowrank_fl.config import RunConfig
+from lowrank_fl.report import MARGIN, bytes_to_originals, label_of, three_digits
+from lowrank_fl.results import RunSummary
+
+from lowrank_cli.progress import watch
+from lowrank_cli.tables import make_table, stdout
+
+
+def carry_out(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool) -> None:
+    """Run `config` and print the summaries, after Ctrl-C too."""
+    with watch(quiet=quiet) as observer:
+        from lowrank_fl.run import Interrupted, run
+
+        interruption = None
+        try:
+            summaries = run(config, out, observer)
+        except Interrupted as stop:
+            interruption, summaries = stop, stop.summaries
+    if summaries and as_json:
+        typer.echo(json.dumps(_as_tree(summaries, is_sweep=bool(config.sweep))))
+    elif summaries:
+        _print_table(summaries)
+        if not quiet:
+            where = _folder(summaries, is_sweep=bool(config.sweep))
+            typer.echo(f"\nfiles: {where}, report: {where / 'report.html'}")
+    if interruption is not None:
+        raise interruption
+
+
+def _folder(summaries: Sequence[RunSummary], *, is_sweep: bool) -> Path:
+    first = Path(summaries[0].run_dir)
+    return first.parent if is_sweep else first
+
+
+def _as_tree(summaries: Sequence[RunSummary], *, is_sweep: bool) -> dict[str, Any]:
+    trees = [dataclasses.asdict(summary) for summary in summaries]
+    return {"runs": trees, "out": str(_folder(summaries, is_sweep=True))} if is_sweep else trees[0]
+
+
+def _print_table(summaries: Sequence[RunSummary]) -> None:
+    reached = bytes_to_originals(summaries)
+    columns = ["run", "params", "of original", "accuracy", "loss", "MB up", "MB down", "MB total"]
+    if reached is not None:
+        columns.append(f"MB to original - {100 * MARGIN:.0f} points")
+    table = make_table([*columns, "seconds"])
+    for index, summary in enumerate(summaries):
+        cells = [
+            label_of(summary.method, summary.swept)
+            + (f" (interrupted, {summary.rounds} rounds)" if summary.interrupted else ""),
+            f"{summary.params:,}",
+            f"{summary.params / summary.original_params:.1%}",
+            f"{summary.accuracy:.2%}",
+            f"{summary.loss:.3f}",
+            *(three_digits(sent / 1e6) for sent in (summary.uplink_bytes, summary.downlink_bytes, summary.total_bytes)),
+        ]
+        if reached is not None:
+            spent = reached[index]
+            cells.append("never" if spent is None else three_digits(spent / 1e6))
+        table.add_row(*cells, f"{summary.seconds:.1f}")
+    stdout().print(table)
