@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.data.load import load_examples
-from PIL import Image
 
 
 @pytest.fixture(autouse=True)

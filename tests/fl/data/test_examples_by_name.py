@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.load import load_examples

@@ -11,9 +11,10 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
 from lowrank_core.errors import LowrankError
 from lowrank_fl.data.cifar import read_archive
-from torchvision.datasets import CIFAR10, CIFAR100
 
 
 class Python2Pickler(pickle._Pickler):

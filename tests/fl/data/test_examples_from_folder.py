@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from lowrank_core.errors import LowrankError, UsageError
 from PIL import Image as Pillow
+
+from lowrank_core.errors import LowrankError, UsageError
 
 
 def png(value, mode="L", size=(4, 4)):

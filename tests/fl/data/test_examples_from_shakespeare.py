@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.data.shakespeare import ALPHABET, STRIDE, WINDOW, encode
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from lowrank_fl.data.counts import label_counts, plot_label_counts
 from PIL import Image
+
+from lowrank_fl.data.counts import label_counts, plot_label_counts
 
 
 def test_counts_have_a_row_a_client_and_a_column_a_class(labelled):

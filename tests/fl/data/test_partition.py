@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import PartitionConfig
 from lowrank_fl.data.partition import partition_examples

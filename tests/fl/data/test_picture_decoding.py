@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+
 from lowrank_core.errors import LowrankError
 from lowrank_fl.data.pictures import PictureRows, decode_splits
-from PIL import Image as Pillow
 
 
 def encoded(picture: Pillow.Image, format: str = "PNG", **options) -> dict:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from lowrank_core.errors import LowrankError, UsageError
-from lowrank_fl.config import RunConfig
 
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
+from lowrank_core.errors import LowrankError, UsageError
+from lowrank_fl.config import RunConfig
 
 _PICTURES = (".png", ".svg", ".pdf")
 _ROWS = 30

@@ -12,6 +12,8 @@ app = typer.Typer(
     help="Train networks federatedly, with their weights as low-rank factors.",
     epilog="Example: lowrank fl run quickstart",
     no_args_is_help=True,
+    # Typer 0.20 and Click 8.5 would each add their own guess to an unknown command.
+    suggest_commands=False,
     rich_markup_mode=None,
 )
 
@@ -117,8 +119,7 @@ def partition(
 
     CONFIG is a preset's name (see: lowrank fl presets) or a YAML file; without it, the preset quickstart.
     """
-    from lowrank_fl.load import load_config
-
     from lowrank_cli.counts import count_labels
+    from lowrank_fl.load import load_config
 
     count_labels(load_config(config, override), plot, as_json=as_json)

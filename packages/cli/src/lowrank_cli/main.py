@@ -13,6 +13,8 @@ app = typer.Typer(
     help="Train, shrink, share and run neural networks through low-rank factors.",
     epilog="Example: lowrank fl run",
     no_args_is_help=True,
+    # Typer 0.20 and Click 8.5 would each add their own guess to an unknown command.
+    suggest_commands=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     # Rich's help and tracebacks cost 0.3 s and read brackets as markup.
     rich_markup_mode=None,

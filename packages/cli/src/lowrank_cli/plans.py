@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
-from lowrank_fl.config import RunConfig
-from lowrank_fl.report import label_of, three_digits
-from lowrank_fl.results import RunSummary
 
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
+from lowrank_fl.config import RunConfig
+from lowrank_fl.report import label_of, three_digits
+from lowrank_fl.results import RunSummary
 
 if TYPE_CHECKING:
     from lowrank_fl.plan import RunPlan

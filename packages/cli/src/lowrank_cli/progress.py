@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from lowrank_fl.report import label_of, three_digits
-from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
+
+from lowrank_fl.report import label_of, three_digits
+from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from lowrank_fl.config import RunConfig
-from lowrank_fl.report import MARGIN, bytes_to_originals, label_of, three_digits
-from lowrank_fl.results import RunSummary
 
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
+from lowrank_fl.config import RunConfig
+from lowrank_fl.report import MARGIN, bytes_to_originals, label_of, three_digits
+from lowrank_fl.results import RunSummary
 
 
 def carry_out(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowrank_core.errors import LowrankError, UsageError
     from lowrank_core.factorizations import Hadamard, LowRank
-    from lowrank_core.replacement import FactorizeReport, factorize
     from lowrank_core.jacobian import composed_weights, jacobian_correction
     from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight, WeightNormLSTM
     from lowrank_core.ranks import FixedRank, Gamma, Ratio
+    from lowrank_core.replacement import FactorizeReport, factorize
 
 _HOMES = {
     "errors": ("LowrankError", "UsageError"),

@@ -33,7 +33,8 @@ def largest_rank(weight_shape: Sequence[int], parameters: int, factorization: Fa
 class Gamma:
     """The paper's rule: r = (1 - γ)·r_min + γ·r_max, rounded, where r_max is the largest rank that holds
     no more parameters than the weight itself (section 2.2). The paper leaves the rounding open; this one is
-    within 0.01M of every entry of its Table 5."""
+    within 0.01M of every entry of its Table 5.
+    """
 
     gamma: float
 

@@ -149,7 +149,9 @@ def factorize(
         r = rank_of(c, rule)
         params = num_parameters(factorization, c.shape, r)
         if params >= c.size:
-            left.append(LeftEntry(c.name, f"rank {r} factors would hold {params:,} numbers, the weight holds {c.size:,}"))
+            left.append(
+                LeftEntry(c.name, f"rank {r} factors would hold {params:,} numbers, the weight holds {c.size:,}")
+            )
             continue
         ranks.setdefault(c.module_name, {})[c.weight_name] = r
         reach = factorization.reachable_rank(c.shape, r)

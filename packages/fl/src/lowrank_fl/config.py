@@ -135,5 +135,3 @@ class RunConfig(Section):
                 f"{federation.clients} clients (federation.clients)"
             )
         return self
-
-

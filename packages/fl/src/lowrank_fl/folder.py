@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from lowrank_core import LowrankError
 
+from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.results import RoundRow, RunSummary

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lowrank_core import UsageError
 from pydantic import BaseModel, ValidationError
 
+from lowrank_core import UsageError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.presets import presets, read_preset
 

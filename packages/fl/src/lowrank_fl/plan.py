@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lowrank_core.replacement import FactorizedEntry, LeftEntry
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowrank_core.replacement import FactorizedEntry, LeftEntry
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.load import expand

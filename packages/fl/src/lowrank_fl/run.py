@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lowrank_core import LowrankError
 
+from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data import load_examples, partition_examples
 from lowrank_fl.data.examples import Examples
@@ -154,18 +154,14 @@ class _Run:
                 self.swept,
             )
         )
-        how = LocalTraining(
-            federation, config.model.jacobian_lambda, config.seed, config.device, config.engine.threads
-        )
+        how = LocalTraining(federation, config.model.jacobian_lambda, config.seed, config.device, config.engine.threads)
         interrupted = False
         try:
             self.executor.set_up(model, examples, parts, how)
             grid = LocalGrid(federation.clients, self.executor.execute, shared=self.executor.shared)
             initial = to_record(transferred(model), shared=self.executor.shared)
             strategy = make_strategy(config.strategy, federation)
-            for trained in train_rounds(
-                strategy, grid, initial, federation, rounds=config.rounds, seed=config.seed
-            ):
+            for trained in train_rounds(strategy, grid, initial, federation, rounds=config.rounds, seed=config.seed):
                 row = self._evaluate(trained)
                 folder.add_round(row)
                 self.rows.append(row)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lowrank_core import LowrankError, composed_weights, jacobian_correction
 from torch import Tensor, nn
 
+from lowrank_core import LowrankError, composed_weights, jacobian_correction
 from lowrank_fl.config import FederationConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.seeds import derive_seed
@@ -76,9 +76,7 @@ class SGD:
 class Trainer:
     """One resident model that becomes any client in turn: its tensors are overwritten, never reallocated."""
 
-    def __init__(
-        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
-    ) -> None:
+    def __init__(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         self.how = how
         self.device = torch.device(how.device)
         self.model = model.to(self.device)

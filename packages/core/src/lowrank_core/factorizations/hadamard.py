@@ -54,7 +54,7 @@ class Hadamard:
         return self.combine(*self.terms(factors, weight_shape))
 
     def reachable_rank(self, weight_shape: Sequence[int], rank: int) -> int:
-        """tanh lifts the bound: entrywise functions raise the rank of a matrix in general."""
+        """Tanh lifts the bound: entrywise functions raise the rank of a matrix in general."""
         if self.tanh:
             return full_rank(weight_shape)
         return min(rank * rank + (rank if self.plus_one else 0), full_rank(weight_shape))

@@ -24,7 +24,8 @@ class LowRank:
 
     def avoids_composing(self, weight_shape: Sequence[int], rank: int, groups: int = 1) -> bool:
         """Whether applying the factors one after the other takes fewer multiply-adds an output
-        position than the dense weight does; grouped convolutions are always composed."""
+        position than the dense weight does; grouped convolutions are always composed.
+        """
         outputs, inputs, kernel = split_shape(weight_shape)
         size = 1
         for width in kernel:

@@ -83,7 +83,7 @@ def normalize_rows(weight: Tensor, gain: Tensor | None) -> Tensor:
 
 
 def run_lstm(lstm: LSTM, weights: dict[str, Tensor], input: Tensor, hx: State | None) -> tuple[Tensor, State]:
-    """torch's fused LSTM over the given weights; biases and options are those of `lstm`."""
+    """Torch's fused LSTM over the given weights; biases and options are those of `lstm`."""
     flat: list[Tensor] = []
     names = weight_names(lstm)
     for ih, hh in zip(names[::2], names[1::2], strict=True):

@@ -21,7 +21,7 @@ def cache_folder() -> Path:
 def download(name: str, url: str, folder: Path) -> Iterator[None]:
     """Say what is downloaded and from where, then let the body do it.
 
-    Raises
+    Raises:
     ------
     LowrankError
         When the body fails as downloads fail: no network, a full disk, a wrong checksum.

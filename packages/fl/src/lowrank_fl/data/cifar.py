@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from lowrank_core.errors import LowrankError
 
+from lowrank_core.errors import LowrankError
 from lowrank_fl.config import DataConfig
 from lowrank_fl.data.cache import cache_folder, download
 from lowrank_fl.data.examples import Examples
@@ -30,7 +30,7 @@ _LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 def load_cifar(data: DataConfig, seed: int) -> Examples:
     """Pixels `(n, 3, 32, 32)`: 50,000 for training and 10,000 for testing, of 10 or 100 classes.
 
-    Raises
+    Raises:
     ------
     LowrankError
         When the download fails, or the archive is not the published one.
@@ -61,7 +61,7 @@ def load_cifar(data: DataConfig, seed: int) -> Examples:
 def read_archive(path: Path, checksums: dict[str, str]) -> dict[str, Any]:
     """The unpickled members of a `.tar.gz` archive, by name; `checksums` holds each wanted member's MD5.
 
-    Raises
+    Raises:
     ------
     LowrankError
         When a member is missing, has another checksum, or holds more than plain data.

@@ -11,7 +11,7 @@ _USUAL_LABEL = {"cifar100": "fine_label"}
 def image_column(features: Any, key: str | None) -> str:
     """The column of pictures: `key`, or the one column of type Image.
 
-    Raises
+    Raises:
     ------
     UsageError
         When `key` is no column, or no or several columns are of type Image.
@@ -32,7 +32,7 @@ def label_column(features: Any, key: str | None, name: str) -> str:
 
     `name` is the data set's; where it says which of several labels is meant, that one is taken.
 
-    Raises
+    Raises:
     ------
     UsageError
         When `key` is no column of class names or whole numbers, or no or several columns are of
@@ -60,7 +60,7 @@ def label_column(features: Any, key: str | None, name: str) -> str:
 def maker_column(features: Any, key: str | None) -> str:
     """The column that says who made an example, for a natural partition.
 
-    Raises
+    Raises:
     ------
     UsageError
         When `key` is not given or is no column.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lowrank_core.errors import LowrankError, UsageError
 
+from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.cache import logger
 from lowrank_fl.data.columns import image_column, label_column, maker_column
@@ -29,7 +29,7 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
     The test examples are the split `test`, else `validation`, else every fifth training example
     of each class. Classes are those that occur in training.
 
-    Raises
+    Raises:
     ------
     UsageError
         When no columns, or several, could be meant.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+
 from lowrank_core.errors import LowrankError
 
 
@@ -16,7 +17,7 @@ def number_classes(
 
     Example: `number_classes([7, 3, 7], [3], None)` is `[1, 0, 1], [0], ("3", "7")`.
 
-    Raises
+    Raises:
     ------
     LowrankError
         When a row has no label, or a test label never occurs in training.

@@ -3,7 +3,6 @@
 from difflib import get_close_matches
 
 from lowrank_core.errors import LowrankError, UsageError
-
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.examples import Examples
 
@@ -20,7 +19,7 @@ def load_examples(data: DataConfig, partition: PartitionConfig, seed: int) -> Ex
     `seed` chooses the rows that `data.max_examples` keeps, and nothing else. `partition` is
     asked for one thing: the column of a natural partition, which becomes `Examples.groups`.
 
-    Raises
+    Raises:
     ------
     UsageError
         For an unknown name, a source that needs `data.path`, or a column that is not there.

@@ -17,7 +17,7 @@ def load_mnist(data: DataConfig, seed: int) -> Examples:
     References: LeCun et al., http://yann.lecun.com/exdb/mnist; Cohen et al., EMNIST, 2017,
     https://arxiv.org/abs/1702.05373
 
-    Raises
+    Raises:
     ------
     LowrankError
         When the download fails.

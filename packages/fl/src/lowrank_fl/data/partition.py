@@ -6,8 +6,8 @@ from contextlib import redirect_stderr
 from typing import Any
 
 import numpy as np
-from lowrank_core.errors import LowrankError, UsageError
 
+from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import PartitionConfig
 from lowrank_fl.data.cache import logger
 from lowrank_fl.data.examples import Examples
@@ -27,7 +27,7 @@ def partition_examples(examples: Examples, partition: PartitionConfig, clients: 
 
     The result depends on the arguments alone and leaves the global random generators as they were.
 
-    Raises
+    Raises:
     ------
     UsageError
         When a natural partition has no makers, or a client should hold more classes than there are.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lowrank_core.errors import LowrankError
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lowrank_core.errors import LowrankError
 
 Shape = tuple[int, int, int]
 """Channels (1 or 3), height, width."""
@@ -44,7 +45,7 @@ class PictureRows:
     def open(self, place: int, picture: Any) -> Image.Image:
         """The picture, upright; of most formats only the header is read.
 
-        Raises
+        Raises:
         ------
         LowrankError
             Naming the row, when this is no picture that Pillow reads.
@@ -74,7 +75,7 @@ def decode_splits(splits: Sequence[PictureRows]) -> list[np.ndarray]:
     to the most common. What shows through (alpha) is laid on white; 16-bit grey keeps its upper
     8 bits.
 
-    Raises
+    Raises:
     ------
     LowrankError
         Naming the first row that cannot be decoded.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lowrank_core.errors import LowrankError, UsageError
 
+from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.data.rows import kept_rows
@@ -34,7 +34,7 @@ def load_shakespeare(data: DataConfig, partition: PartitionConfig, seed: int) ->
 
     Reference: Caldas et al., LEAF, 2018, https://arxiv.org/abs/1812.01097
 
-    Raises
+    Raises:
     ------
     UsageError
         Without `data.path`, or for another `partition.id_column`.

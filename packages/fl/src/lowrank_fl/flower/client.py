@@ -28,7 +28,9 @@ def make_client_app(trainer: Trainer, *, shared: bool = False) -> ClientApp:
             proximal_mu=_number(config.get("proximal-mu", 0.0)),
         )
         metrics = MetricRecord({"num-examples": examples, "loss": loss})
-        return Message(RecordDict({"arrays": to_record(trainer.state, shared=shared), "metrics": metrics}), reply_to=message)
+        return Message(
+            RecordDict({"arrays": to_record(trainer.state, shared=shared), "metrics": metrics}), reply_to=message
+        )
 
     return app
 

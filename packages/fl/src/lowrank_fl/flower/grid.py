@@ -33,7 +33,8 @@ def make_context(client: int, clients: int) -> Context:
 
 class LocalGrid(Grid):
     """A Grid over clients 0 to `clients` - 1, each a node of its own. Replies come in the order of the clients,
-    whatever the order they were trained in, so that sums over them always have the same bits."""
+    whatever the order they were trained in, so that sums over them always have the same bits.
+    """
 
     def __init__(self, clients: int, execute: Execute, *, shared: bool) -> None:
         self._shared = shared

@@ -70,9 +70,7 @@ def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRe
     return to_record(arrays, shared=True)
 
 
-def measure_round(
-    config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor]
-) -> tuple[int, int]:
+def measure_round(config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor]) -> tuple[int, int]:
     """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes."""
 
     def unreachable(_: Sequence[Message]) -> Sequence[Message]:

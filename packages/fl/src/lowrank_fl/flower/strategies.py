@@ -15,9 +15,7 @@ def make_strategy(config: StrategyConfig, federation: FederationConfig) -> Strat
     # Flower rounds clients x fraction down, so the exact number goes in as the least to sample.
     fraction = sampled / federation.clients
     if config.name == "fedprox":
-        return FedProx(
-            fraction_train=fraction, fraction_evaluate=0.0, min_train_nodes=sampled, proximal_mu=config.mu
-        )
+        return FedProx(fraction_train=fraction, fraction_evaluate=0.0, min_train_nodes=sampled, proximal_mu=config.mu)
     if config.name == "fedadam":
         return FedAdam(
             fraction_train=fraction,

@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
-from lowrank_core import LowrankError
 from torch import nn
 
+from lowrank_core import LowrankError
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.client import make_client_app
 from lowrank_fl.flower.grid import client_of, make_context
 from lowrank_fl.flower.records import ArrayRecord, to_arrays
 from lowrank_fl.training import EVALUATION_BATCH, LocalTraining, Trainer
-
 
 T = TypeVar("T")
 
@@ -34,9 +33,7 @@ class Executor(Protocol):
     shared: bool
     """Whether array records must lie in shared memory."""
 
-    def set_up(
-        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
-    ) -> None:
+    def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         """Make this federation the one whose clients are run from now on."""
         ...
 
@@ -61,9 +58,7 @@ class InProcess:
     def __init__(self) -> None:
         self._resident: _Resident | None = None
 
-    def set_up(
-        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
-    ) -> None:
+    def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         self._resident = _Resident(model, examples, parts, how, shared=False)
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
@@ -104,9 +99,7 @@ class Workers:
         self._pids = [pool.submit(os.getpid) for pool in self._pools]
         self._examples: Examples | None = None
 
-    def set_up(
-        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining
-    ) -> None:
+    def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         self._examples = examples
         # The model goes by value, so that no worker trains in another's memory; the examples go by reference.
         for done in [pool.submit(_set_up, pickle.dumps(model), examples, parts, how) for pool in self._pools]:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from lowrank_core import FactorizeReport, Gamma, LowrankError, factorize
-from lowrank_core.ranks import RankRule
 from torch import nn
 
+from lowrank_core import FactorizeReport, Gamma, LowrankError, factorize
+from lowrank_core.ranks import RankRule
 from lowrank_fl.config import ModelConfig
 
 _DEFAULT_GAMMA = 0.1
@@ -95,7 +95,9 @@ def _original(config: ModelConfig, input_shape: tuple[int, ...], num_classes: in
         return CNN(channels, num_classes, width=config.width)
     if config.name == "vgg16":
         if (height, width) != (32, 32):
-            raise LowrankError(f"model 'vgg16' reads 32x32 pixels, the pictures have {height}x{width}; use model.name=cnn")
+            raise LowrankError(
+                f"model 'vgg16' reads 32x32 pixels, the pictures have {height}x{width}; use model.name=cnn"
+            )
         from lowrank_fl.models.vgg import VGG16
 
         return VGG16(channels, num_classes)
@@ -107,4 +109,6 @@ def _original(config: ModelConfig, input_shape: tuple[int, ...], num_classes: in
 
 def _check_size(model: str, height: int, width: int, least: int) -> None:
     if min(height, width) < least:
-        raise LowrankError(f"model {model!r} reads pictures of at least {least}x{least} pixels, these have {height}x{width}")
+        raise LowrankError(
+            f"model {model!r} reads pictures of at least {least}x{least} pixels, these have {height}x{width}"
+        )

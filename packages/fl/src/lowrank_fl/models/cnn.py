@@ -7,7 +7,8 @@ from lowrank_fl.models.initialise import initialise
 
 class CNN(nn.Module):
     """Three 3x3 convolutions of width, 2·width and 4·width channels, each with GroupNorm, ReLU and 2x2 pooling;
-    global average pooling and one linear layer. Input `(batch, channels, height, width)`, at least 8x8 pixels."""
+    global average pooling and one linear layer. Input `(batch, channels, height, width)`, at least 8x8 pixels.
+    """
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 32) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """The paper's character model for Shakespeare: a two-layer LSTM of 256 units with weight normalisation."""
 
-from lowrank_core import WeightNormLSTM
 from torch import Tensor, nn
+
+from lowrank_core import WeightNormLSTM
 
 _EMBEDDING = 8  # as in LEAF (Caldas et al., 2018), whose set-up the paper follows
 

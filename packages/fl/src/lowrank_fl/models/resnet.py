@@ -4,7 +4,7 @@ from torch import nn
 
 
 def resnet18(in_channels: int, num_classes: int, *, small: bool) -> nn.Module:
-    """torchvision's ResNet18 with batch normalisation kept, as in the paper's appendix.
+    """Torchvision's ResNet18 with batch normalisation kept, as in the paper's appendix.
 
     small: for pictures of 32 pixels, a 3x3 first convolution of stride 1 and no pooling after it.
     """

@@ -10,7 +10,8 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16(nn.Module):
     """VGG16 (Simonyan and Zisserman, 2015) for 32x32 pixels: GroupNorm after each of the 13 convolutions
     (Hsieh et al., 2020) and a 512-512-classes head. The paper does not state the number of groups; two, as in
-    Flower's baseline. 15.25M parameters with ten classes (Table 5)."""
+    Flower's baseline. 15.25M parameters with ten classes (Table 5).
+    """
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()

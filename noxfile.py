@@ -1,0 +1,55 @@
+"""Sessions: tests, lint, types, benchmarks, docs, minimums. `uv run nox -s NAME` in the environment uv has made."""
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test: the fast ones over all cores, then the slow ones. Arguments go to pytest instead."""
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-q")
+    session.run("pytest", "-m", "slow", "-q")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types: strictly in core and cli."""
+    session.run("pyright")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure speed side by side with peers; minutes on a quiet machine. Peers run in environments of their own."""
+    session.run("python", "benchmarks/vgg_step.py")
+    session.run("python", "benchmarks/fl_round.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the examples of the documentation and check its links."""
+    session.run("pytest", "tests/docs", "-q", "-m", "slow or not slow")
+
+
+@nox.session(venv_backend="uv")
+def minimums(session: nox.Session) -> None:
+    """Run the fast tests on the oldest versions the packages allow (an environment of its own, about 6 GB)."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--resolution=lowest-direct",
+        f"--python={session.virtualenv.location}",
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+    )
+    session.run("pytest", "-q")
