@@ -169,5 +169,5 @@ def test_requests_that_cannot_be_meant_are_refused_and_the_model_is_unchanged(op
 def test_models_without_a_layer_to_replace_are_refused():
     with pytest.raises(LowrankError, match="no Linear, Conv2d or LSTM to factorize in this model"):
         factorize(nn.Sequential(nn.ReLU()), rank=1)
-    with pytest.raises(LowrankError, match="a bare Linear cannot be replaced in place; put it in an nn.Sequential"):
+    with pytest.raises(LowrankError, match="a bare Linear cannot be replaced in place"):
         factorize(nn.Linear(4, 4), rank=1)

@@ -20,7 +20,7 @@ from lowrank_fl.data.cifar import read_archive
 class Python2Pickler(pickle._Pickler):
     """Writes text and bytes as Python 2 wrote its text, and numpy's names as numpy 1 had them."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
     def save_text(self, value):
         raw = value.encode("latin1") if isinstance(value, str) else value

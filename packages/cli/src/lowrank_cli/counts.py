@@ -12,6 +12,8 @@ from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import RunConfig
 
 _PICTURES = (".png", ".svg", ".pdf")
+_DECIDING = ("data.", "partition.", "seed")
+"""What the keys that decide on the counts begin with, the number of clients aside."""
 _ROWS = 30
 """Of more clients the first so many have a row."""
 _LARGEST = 5
@@ -20,11 +22,14 @@ _OTHER_COLUMNS = 20
 """The width of the columns beside the classes."""
 
 
-def count_labels(config: RunConfig, plot: Path | None, *, as_json: bool) -> None:
+def count_labels(config: RunConfig, plot: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Print the counts, and draw them into `plot`; the partition is that of a run of `config`."""
     if plot is not None:
         _check(plot)
-    with watch(quiet=False):
+    with watch(quiet=quiet) as observer:
+        for key, values in config.sweep.items():
+            if key == "federation.clients" or key.startswith(_DECIDING):
+                observer.note(f"{key} is swept; these are the counts for its first value, {values[0]}")
         from lowrank_fl.data import label_counts, load_examples, partition_examples, plot_label_counts
         from lowrank_fl.seeds import derive_seed
 
@@ -70,6 +75,7 @@ def _print_table(counts: list[list[int]], classes: Sequence[str]) -> None:
     table.add_section()
     table.add_row("all", f"{sum(totals):,}", *cells[-1])
     console.print(table)
+    typer.echo()
     sizes, kinds = sorted(map(sum, counts)), sorted(sum(map(bool, row)) for row in counts)
     typer.echo(
         f"{sum(totals):,} examples among {len(counts)} clients: {sizes[0]:,} to {sizes[-1]:,} examples "

@@ -1,5 +1,8 @@
 """The commands of `lowrank fl`."""
 
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
 import json
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +32,7 @@ Overrides = Annotated[
         rich_help_panel="Configuration",
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")]
 
 
@@ -67,9 +71,7 @@ def run(
         bool, typer.Option("--plan", help="Show what the run would cost, and train nothing.", rich_help_panel="Output")
     ] = False,
     as_json: Json = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train over simulated clients and count every byte sent.
 
@@ -114,6 +116,7 @@ def partition(
         typer.Option(metavar="FILE", help="Draw the counts as .png, .svg or .pdf.", rich_help_panel="Output"),
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Count how many examples of each class every client would hold.
 
@@ -122,4 +125,4 @@ def partition(
     from lowrank_cli.counts import count_labels
     from lowrank_fl.load import load_config
 
-    count_labels(load_config(config, override), plot, as_json=as_json)
+    count_labels(load_config(config, override), plot, as_json=as_json, quiet=quiet)

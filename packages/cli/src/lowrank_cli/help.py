@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 
 class SectionedCommand(TyperCommand):
     """A command whose help lists its options under their `rich_help_panel`, though rich does not print it."""
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

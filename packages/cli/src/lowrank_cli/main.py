@@ -1,5 +1,8 @@
 """The command `lowrank`: its groups, its version, and what an error looks like."""
 
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors = sys.modules.get("lowrank_core.errors")
         if errors is None or not isinstance(error, errors.LowrankError):
             raise
-        _fail(str(error), error.exit_code)
+        _fail(str(error), getattr(error, "exit_code", 1))
     except SystemExit as stop:
         if stop.code == 130:
             typer.echo("interrupted", err=True)

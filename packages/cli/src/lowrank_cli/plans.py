@@ -16,6 +16,24 @@ from lowrank_fl.results import RunSummary
 if TYPE_CHECKING:
     from lowrank_fl.plan import RunPlan
 
+_NAMES_WIDTH, _RUN_WIDTH = 30, 16
+
+_COSTS = (
+    "run",
+    "params",
+    "of original",
+    "transferred params",
+    "rounds",
+    "MB a round",
+    "GB total",
+    "GB by the paper's arithmetic",
+    "GFLOP a round",
+    "TFLOP total",
+    "layers changed",
+    "layers left",
+    "estimated time",
+)
+
 
 def plan_runs(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     """Print the cost of every run of `config`; nothing is trained or written."""
@@ -40,38 +58,22 @@ def _as_tree(run: "RunPlan", config: RunConfig) -> dict[str, Any]:
 
 
 def _print_costs(runs: Sequence["RunPlan"]) -> None:
-    rows = [_COSTS, *map(_costs, runs)]
-    if len(runs) <= _SIDE_BY_SIDE:
-        rows = list(zip(*rows, strict=True))
-    table = make_table(rows[0])
-    for row in rows[1:]:
-        table.add_row(*row)
-    stdout().print(table)
-
-
-_SIDE_BY_SIDE = 4
-"""So many runs stand beside one another, more below one another."""
-
-_COSTS = (
-    "run",
-    "params",
-    "of original",
-    "transferred params",
-    "rounds",
-    "MB a round",
-    "GB total",
-    "GB by the paper's arithmetic",
-    "GFLOP a round",
-    "TFLOP total",
-    "layers changed",
-    "layers left",
-    "estimated time",
-)
+    """The runs side by side, as many as fit; the others below."""
+    console = stdout()
+    fitting = max(1, (console.width - _NAMES_WIDTH) // _RUN_WIDTH)
+    for start in range(0, len(runs), fitting):
+        if start:
+            typer.echo()
+        heading, *rows = zip(_COSTS, *map(_costs, runs[start : start + fitting]), strict=True)
+        table = make_table(heading)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def _costs(run: "RunPlan") -> tuple[str, ...]:
     return (
-        label_of(run.method, run.swept),
+        label_of(run.method, run.swept).replace(", ", ",\n"),
         f"{run.params:,}",
         f"{run.params / run.original_params:.1%}",
         f"{run.transferred_params:,}",
@@ -94,7 +96,9 @@ def _print_layers(run: "RunPlan") -> None:
         numbers = (layer.rank, layer.max_rank, layer.original_params, layer.params)
         table.add_row(layer.name, layer.type, shape, *(f"{number:,}" for number in numbers))
     if run.layers:
+        typer.echo()
         stdout().print(table)
+    typer.echo()
     for left in run.left:
         typer.echo(f"{left.name} stays as it is: {left.reason}")
 

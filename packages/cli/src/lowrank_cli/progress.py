@@ -3,12 +3,13 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from lowrank_fl.report import label_of, three_digits
@@ -16,7 +17,7 @@ from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 
 
 @contextmanager
-def watch(*, quiet: bool) -> Iterator[Observer]:
+def watch(*, quiet: bool) -> Generator[Observer]:
     """An observer to run under: silent, live on a terminal, or a line at each run's end where stderr is a file."""
     if quiet:
         yield _Silent()
@@ -75,9 +76,9 @@ class _Live(_Lines):
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[quality]}"),
-            _Remaining(),
+            _Remaining(Column(no_wrap=True)),
             console=console,
             transient=True,
         )
@@ -100,9 +101,9 @@ class _Live(_Lines):
     def round_ended(self, row: RoundRow) -> None:
         self._sent += row.total_bytes
         self._seconds += row.seconds
-        left = self._seconds / row.round * (self._rounds - row.round)
+        rounds_left = self._rounds - row.round
+        until = time.monotonic() + self._seconds / row.round * rounds_left if rounds_left else None
         quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}  {three_digits(self._sent / 1e6)} MB"
-        until = time.monotonic() + left
         self._progress.update(self._task, completed=row.round, quality=quality, until=until)
 
     def _print(self, text: str) -> None:
@@ -130,7 +131,7 @@ class _Notes(logging.Handler):
 
 
 @contextmanager
-def _logged_by(observer: Observer) -> Iterator[None]:
+def _logged_by(observer: Observer) -> Generator[None]:
     """Pass what lowrank_fl logs to the observer, so that it does not tear the bar."""
     logger = logging.getLogger("lowrank_fl")
     handler, level, propagate = _Notes(observer), logger.level, logger.propagate

@@ -31,7 +31,9 @@ def carry_out(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool
         _print_table(summaries)
         if not quiet:
             where = _folder(summaries, is_sweep=bool(config.sweep))
-            typer.echo(f"\nfiles: {where}, report: {where / 'report.html'}")
+            report = where / "report.html"
+            # A sweep that was interrupted has none for all its runs.
+            typer.echo(f"\nfiles: {where}" + (f", report: {report}" if report.exists() else ""))
     if interruption is not None:
         raise interruption
 
@@ -48,15 +50,17 @@ def _as_tree(summaries: Sequence[RunSummary], *, is_sweep: bool) -> dict[str, An
 
 def _print_table(summaries: Sequence[RunSummary]) -> None:
     reached = bytes_to_originals(summaries)
-    columns = ["run", "params", "of original", "accuracy", "loss", "MB up", "MB down", "MB total"]
+    # The lines of the headers are cut so that a sweep fits into 80 columns.
+    columns = ["run", "params", "of\noriginal", "accuracy", "loss", "MB\nup", "MB\ndown", "MB\ntotal"]
     if reached is not None:
-        columns.append(f"MB to original - {100 * MARGIN:.0f} points")
-    table = make_table([*columns, "seconds"])
+        columns.append(f"MB to\noriginal\n- {100 * MARGIN:.0f} pts")
+    table = make_table([*columns, "s"])
     for index, summary in enumerate(summaries):
         cells = [
             label_of(summary.method, summary.swept)
             + (f" (interrupted, {summary.rounds} rounds)" if summary.interrupted else ""),
-            f"{summary.params:,}",
+            # In the paper's tables millions have two decimals.
+            f"{summary.params / 1e6:.2f}M" if summary.params >= 1e6 else f"{summary.params:,}",
             f"{summary.params / summary.original_params:.1%}",
             f"{summary.accuracy:.2%}",
             f"{summary.loss:.3f}",

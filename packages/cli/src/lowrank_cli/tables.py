@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 _FILE_WIDTH = 160
+_TEXT_WIDTH = 8
 
 
 def stdout() -> Console:
@@ -17,9 +18,15 @@ def stdout() -> Console:
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
-def make_table(columns: Sequence[str], *, left: int = 1, title: str | None = None) -> Table:
-    """A table whose first `left` columns are text; the others are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+def make_table(columns: Sequence[str], *, left: int = 1) -> Table:
+    """A table whose first `left` columns are text, which wraps where a line is short; the others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", vertical="bottom", overflow="fold")
+        if number < left:
+            width = max(len(column), _TEXT_WIDTH)
+            table.add_column(
+                column, vertical="bottom" if left < len(columns) else "top", overflow="fold", min_width=width
+            )
+        else:
+            table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     return table

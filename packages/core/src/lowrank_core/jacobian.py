@@ -14,7 +14,7 @@ Composed = list[tuple[FactorizedWeight, Tensor]]
 
 @contextmanager
 def composed_weights(model: nn.Module) -> Iterator[Composed]:
-    """Collect the Hadamard weights that forward passes compose inside the block, each of which will keep its gradient."""
+    """Collect the Hadamard weights that forward passes compose inside the block; each will keep its gradient."""
     composed: Composed = []
 
     def keep(module: FactorizedWeight, _: object, weight: Tensor) -> None:

@@ -37,7 +37,7 @@ def prepare(out: Path | None, name: str) -> Path:
 
 
 class RunFolder:
-    """The files of one run: config.yaml first, a line of metrics.jsonl as each round ends, then the model and summary."""
+    """The files of one run: config.yaml first, a line of metrics.jsonl a round, then the model and the summary."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path

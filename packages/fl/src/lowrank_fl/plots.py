@@ -59,7 +59,9 @@ def plot_accuracy_vs_bytes(runs: Sequence[tuple[str, Sequence[RoundRow]]], path:
         axes.set_xscale("log")
         left, right = axes.get_xlim()
         # A short axis may hold none of 1, 2 and 5.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if right / left > 8 else MaxNLocator(8))
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0)) if right / left > 8 else MaxNLocator(8, steps=[1, 2, 5, 10])
+        )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside right upper") if len(groups) > _INSIDE else axes.legend(loc="best")

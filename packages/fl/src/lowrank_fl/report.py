@@ -90,5 +90,5 @@ def three_digits(value: float) -> str:
     """A number of any size to three significant digits, never with an exponent: `0.0341`, `7.20`, `118`, `48,300`."""
     if value == 0:
         return "0"
-    decimals = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, decimals):,.{max(0, decimals)}f}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"

@@ -80,6 +80,8 @@ class Trainer:
         self.how = how
         self.device = torch.device(how.device)
         self.model = model.to(self.device)
+        if not examples.is_text:
+            self.model.to(memory_format=torch.channels_last)
         self.state = transferred(self.model)
         self.examples = examples
         self.parts = parts
@@ -104,7 +106,7 @@ class Trainer:
         federation = self.how.federation
         torch.manual_seed(derive_seed(self.how.seed, "client", round_number, client))
         rows = torch.from_numpy(self.parts[client])
-        inputs = self.examples.normalize(self.examples.inputs[rows].to(self.device))
+        inputs = self._prepare(self.examples.inputs[rows])
         labels = self.examples.labels[rows].to(self.device)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters] if proximal_mu else []
@@ -137,6 +139,11 @@ class Trainer:
         stop = start + EVALUATION_BATCH
         self.model.eval()
         labels = examples.test_labels[start:stop].to(self.device)
-        logits = self.model(examples.normalize(examples.test_inputs[start:stop].to(self.device)))
+        logits = self.model(self._prepare(examples.test_inputs[start:stop]))
         loss = F.cross_entropy(logits, labels, reduction="sum").item()
         return int((logits.argmax(1) == labels).sum()), loss
+
+    def _prepare(self, inputs: Tensor) -> Tensor:
+        """Stored examples as the model reads them; pictures channels last, where convolutions run up to twice as fast."""
+        ready = self.examples.normalize(inputs.to(self.device))
+        return ready if self.examples.is_text else ready.contiguous(memory_format=torch.channels_last)

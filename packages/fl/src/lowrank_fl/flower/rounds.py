@@ -1,4 +1,4 @@
-"""The rounds of a federated run: ours, over Flower's public Strategy interface, because Strategy.start cannot resume."""
+"""The rounds of a federated run, over Flower's public Strategy interface; Strategy.start itself cannot resume."""
 
 import random
 import time
@@ -55,7 +55,8 @@ def train_rounds(
         replies = list(grid.send_and_receive(messages))
         uplink_bytes = sum(map(wire_bytes, replies))
         aggregated, metrics = strategy.aggregate_train(number, replies)
-        assert aggregated is not None and metrics is not None, "every reply was an error"
+        assert aggregated is not None, "every reply was an error"
+        assert metrics is not None
         arrays = _as_before(aggregated, arrays)
         loss = metrics["loss"]
         assert isinstance(loss, float)

@@ -92,7 +92,7 @@ def _original(config: ModelConfig, input_shape: tuple[int, ...], num_classes: in
         _check_size(config.name, height, width, 8)
         from lowrank_fl.models.cnn import CNN
 
-        return CNN(channels, num_classes, width=config.width)
+        return CNN((channels, height, width), num_classes, width=config.width)
     if config.name == "vgg16":
         if (height, width) != (32, 32):
             raise LowrankError(
