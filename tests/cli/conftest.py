@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,8 @@ from typing import Any
 
 import pytest
 
+from lowrank_cli.main import main
 from lowrank_fl.results import RoundRow, RunStart, RunSummary
-
-with warnings.catch_warnings():
-    # Typer 0.20 reads names of Click's that Click 8.5 deprecates.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from lowrank_cli.main import main
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,11 @@ def count_labels(config: RunConfig, plot: Path | None, *, as_json: bool, quiet: 
         for key, values in config.sweep.items():
             if key == "federation.clients" or key.startswith(_DECIDING):
                 observer.note(f"{key} is swept; these are the counts for its first value, {values[0]}")
-        from lowrank_fl.data import label_counts, load_examples, partition_examples, plot_label_counts
-        from lowrank_fl.seeds import derive_seed
+        from lowrank_fl.clients import examples_of, parts_of
+        from lowrank_fl.data import label_counts, plot_label_counts
 
-        examples = load_examples(config.data, config.partition, derive_seed(config.seed, "data"))
-        seed = derive_seed(config.seed, "partition")
-        parts = partition_examples(examples, config.partition, config.federation.clients, seed)
-        counts = label_counts(examples, parts)
+        examples = examples_of(config)
+        counts = label_counts(examples, parts_of(config, examples))
         if plot is not None:
             plot_label_counts(counts, examples.classes, plot)
     if as_json:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lowrank_core import LowrankError
+from lowrank_fl.clients import examples_of, parts_of
 from lowrank_fl.config import RunConfig
-from lowrank_fl.data import load_examples, partition_examples
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
@@ -58,9 +58,12 @@ def run(config: RunConfig, out: Path | None, observer: Observer) -> list[RunSumm
         for index, (single, swept) in enumerate(runs):
             path = folder / _run_name(swept) if swept else folder
             summary = _Run(single, path, swept, observer, executor, data).carry_out(index, len(runs))
+            if summary is not None:
+                summaries.append(summary)
             if summary is None or summary.interrupted:
-                raise Interrupted(folder, [*summaries, summary] if summary else summaries)
-            summaries.append(summary)
+                if config.sweep and summaries:
+                    write_report(folder, summaries)
+                raise Interrupted(folder, summaries)
     except BaseException:
         executor.close(at_once=True)
         raise
@@ -102,7 +105,7 @@ class _DataCache:
     def load(self, config: RunConfig) -> Examples:
         key = (config.data, config.partition.kind, config.partition.id_column, config.data.max_examples and config.seed)
         if self._examples is None or key != self._key:
-            self._examples = load_examples(config.data, config.partition, derive_seed(config.seed, "data"))
+            self._examples = examples_of(config)
             self._key = key
         return self._examples
 
@@ -129,9 +132,7 @@ class _Run:
         """The summary; marked interrupted after Ctrl-C, None if that came before the first round's end."""
         config, examples = self.config, self.examples
         federation = config.federation
-        parts = partition_examples(
-            examples, config.partition, federation.clients, derive_seed(config.seed, "partition")
-        )
+        parts = parts_of(config, examples)
         model, report = build_model(
             config.model, examples.input_shape, len(examples.classes), seed=derive_seed(config.seed, "model")
         )

@@ -73,13 +73,12 @@ def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRe
 
 def measure_round(config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor]) -> tuple[int, int]:
     """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes."""
-
-    def unreachable(_: Sequence[Message]) -> Sequence[Message]:
-        raise AssertionError("a plan sends no message")
-
-    grid = LocalGrid(federation.clients, unreachable, shared=False)
     arrays = to_record(state, shared=False)
+
+    def reply(messages: Sequence[Message]) -> list[Message]:
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1, "loss": 0.0})})
+        return [Message(content, reply_to=message) for message in messages]
+
+    grid = LocalGrid(federation.clients, reply, shared=False)
     sent = list(make_strategy(config, federation).configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
-    reply = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1, "loss": 0.0})})
-    replies = [Message(reply, reply_to=message) for message in sent]
-    return sum(map(wire_bytes, sent)), sum(map(wire_bytes, replies))
+    return sum(map(wire_bytes, sent)), sum(map(wire_bytes, grid.send_and_receive(sent)))
