@@ -5,25 +5,58 @@ run_simulation is deprecated in favour of `flwr run`, which drives the same back
 
 import functools
 
-import torch
 from cells import Clock, Federation, competitor_arguments, read, report, train_client
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from torch import nn
 
 resident = functools.cache(Federation.network)
-"""One network for each actor, not one for each message."""
+"""The network of a process: one for each actor, not one for each message."""
 
 
-class TimedFedAvg(FedAvg):
-    """FedAvg that marks the end of every round."""
+def main() -> None:
+    arguments = competitor_arguments()
+    path = arguments.federation
+    federation = read(path)
+    cell = federation.cell
+    network = federation.network()
+    clock = Clock()
 
-    clock: Clock
+    client_app, server_app = ClientApp(), ServerApp()
 
-    def aggregate_train(self, *args, **kwargs):  # noqa: ANN002, ANN003, ANN201
-        result = super().aggregate_train(*args, **kwargs)
-        self.clock.mark()
-        return result
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        federation = read(path)
+        network = resident(federation).train()
+        network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        rows = federation.parts[int(context.node_config["partition-id"])]
+        images = federation.normalize(federation.images[rows])
+        loss = train_client(network, images, federation.labels[rows], federation.cell)
+        metrics = MetricRecord({"num-examples": len(rows), "loss": float(loss)})
+        return Message(RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message)
+
+    @server_app.main()
+    def serve(grid: Grid, context: Context) -> None:
+        def round_ended(number: int, _: ArrayRecord) -> None:
+            if number:
+                clock.mark()
+
+        strategy = FedAvg(
+            fraction_train=cell.cohort / cell.clients, fraction_evaluate=0.0, min_available_nodes=cell.clients
+        )
+        arrays = ArrayRecord(network.state_dict())
+        result = strategy.start(grid, arrays, num_rounds=1 + arguments.rounds, evaluate_fn=round_ended)
+        network.load_state_dict(result.arrays.to_torch_state_dict())
+
+    resources = {
+        "init_args": {"num_cpus": arguments.processes, "log_to_driver": False},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+    run_simulation(server_app, client_app, cell.clients, backend_config=resources)
+    report(clock, network, federation, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -124,7 +124,7 @@ def test_all_faults_are_reported_together():
 
 
 def test_a_fault_in_one_value_of_a_sweep_is_found_before_anything_runs():
-    with pytest.raises(UsageError, match="model.gamma: input should be less than or equal to 1, got 7"):
+    with pytest.raises(UsageError, match=r"model\.gamma: input should be less than or equal to 1, got 7"):
         load_config("mnist", sweep=["model.gamma=0.1,7"])
 
 

@@ -84,7 +84,7 @@ def test_resnet18_keeps_the_size_of_the_papers_exceptions():
     assert report is not None
     by_name = {e.name: e for e in report.changed}
     for name in ("conv1", "layer1.0.conv1", "layer2.0.downsample.0"):
-        assert by_name[name].params > 0.9 * by_name[name].original_params
+        assert by_name[name].params > 0.8 * by_name[name].original_params
     assert by_name["layer4.1.conv2"].params < 0.12 * by_name["layer4.1.conv2"].original_params
     assert isinstance(model.bn1, nn.BatchNorm2d)
     assert "bn1.running_mean" in transferred(model)

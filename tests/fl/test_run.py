@@ -158,7 +158,7 @@ def test_a_folder_that_holds_files_is_refused_and_left_alone(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LowrankError, match="cannot write to .*; choose another folder with --out"):
+    with pytest.raises(LowrankError, match=r"cannot write to .*; choose another folder with --out"):
         run(small(), tmp_path / "file" / "run", Watcher())
 
 
@@ -167,10 +167,20 @@ def test_a_device_that_is_not_here_is_refused(tmp_path):
         run(small("device=tpu9"), tmp_path / "run", Watcher())
 
 
-def test_divergence_ends_the_run_with_the_finished_rounds_kept(tmp_path):
-    with pytest.raises(LowrankError, match="lower federation.lr"):
-        run(small("federation.lr=1e30"), tmp_path / "run", Watcher())
-    assert (tmp_path / "run" / "config.yaml").exists()
+def test_divergence_ends_the_run_with_the_finished_rounds_kept(tmp_path, monkeypatch):
+    from lowrank_fl.training import Trainer
+
+    train = Trainer.train
+
+    def diverge_in_round_3(self, client, round_number, lr, proximal_mu=0.0):
+        return train(self, client, round_number, lr if round_number < 3 else 1e30, proximal_mu)
+
+    monkeypatch.setattr(Trainer, "train", diverge_in_round_3)
+    out = tmp_path / "run"
+    with pytest.raises(LowrankError, match=r"lower federation\.lr"):
+        run(small("federation.epochs=9"), out, Watcher())
+    assert len(rows_of(out)) == json.loads((out / "summary.json").read_text())["rounds"] == 2
+    assert load_file(out / "model.safetensors")
 
 
 def test_layers_that_stayed_are_said(tmp_path):

@@ -1,1 +1,1 @@
-"""Federated benchmarks of low-rank layers on Flower. Start with `lowrank_fl.run.run` or the command `lowrank fl run`."""
+"""Federated benchmarks of low-rank layers on Flower; start with `lowrank_fl.run.run` or `lowrank fl run`."""

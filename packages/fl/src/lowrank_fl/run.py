@@ -129,7 +129,10 @@ class _Run:
         self.arrays: ArrayRecord | None = None
 
     def carry_out(self, index: int, count: int) -> RunSummary | None:
-        """The summary; marked interrupted after Ctrl-C, None if that came before the first round's end."""
+        """The summary; marked interrupted after Ctrl-C, None if that came before the first round's end.
+
+        An error leaves the finished rounds and their model in the folder too.
+        """
         config, examples = self.config, self.examples
         federation = config.federation
         parts = parts_of(config, examples)
@@ -156,7 +159,7 @@ class _Run:
             )
         )
         how = LocalTraining(federation, config.model.jacobian_lambda, config.seed, config.device, config.engine.threads)
-        interrupted = False
+        stop: KeyboardInterrupt | LowrankError | None = None
         try:
             self.executor.set_up(model, examples, parts, how)
             grid = LocalGrid(federation.clients, self.executor.execute, shared=self.executor.shared)
@@ -168,11 +171,18 @@ class _Run:
                 self.rows.append(row)
                 self.arrays = trained.arrays
                 self.observer.round_ended(row)
-        except KeyboardInterrupt:
-            interrupted = True
-        if self.arrays is None:
-            return None
-        folder.save_model(to_arrays(self.arrays), config, examples)
+        except (KeyboardInterrupt, LowrankError) as caught:
+            stop = caught
+        summary = None
+        if self.arrays is not None:
+            summary = self._finish(folder, self.arrays, interrupted=stop is not None)
+        if isinstance(stop, LowrankError):
+            raise stop
+        return summary
+
+    def _finish(self, folder: RunFolder, arrays: ArrayRecord, *, interrupted: bool) -> RunSummary:
+        """Write what the finished rounds came to."""
+        folder.save_model(to_arrays(arrays), self.config, self.examples)
         summary = self._summary(interrupted)
         folder.save_summary(summary)
         write_report(self.path, [summary])

@@ -1,0 +1,45 @@
+"""What every benchmark says first: where and with what it ran; and how numbers are summed up."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, str | int]:
+    """CPU, cores, versions and date."""
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+    }
+
+
+def describe(about: dict[str, str | int]) -> str:
+    """One line for the top of a table."""
+    return "{cpu}, {cores} cores · {system} · Python {python} · torch {torch} · {date}".format(**about)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, least and greatest: `2.31 (2.25 to 2.60)`."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
