@@ -5,6 +5,7 @@ Imports torch and safetensors alone, because pfl-research reads it in an environ
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -179,7 +180,7 @@ class Timing:
 def report(clock: Clock, network: nn.Module, federation: Federation, out: str) -> None:
     """Write what the clock saw; all rounds must be over, testing comes last."""
     ends = clock.marks
-    first, *rounds = (end - begin for begin, end in zip(ends, ends[1:], strict=False))
+    first, *rounds = (end - begin for begin, end in itertools.pairwise(ends))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     timing = Timing(first, rounds, federation.accuracy(network), parameters, torch.__version__)
     Path(out).write_text(json.dumps(asdict(timing)))

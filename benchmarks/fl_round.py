@@ -1,4 +1,4 @@
-"""Seconds a round of a federated simulation: lowrank, a hand-written loop, pfl-research and Flower on Ray, side by side.
+"""Seconds a round of a federated simulation: lowrank, a loop by hand, pfl-research and Flower on Ray, side by side.
 
 Every competitor runs in fresh processes, is handed the same images, clients and initial weights in one file, and
 trains as many rounds; they take turns, so that a slow minute of the machine hits all of them.

@@ -13,7 +13,7 @@ CONVOLUTIONS = {
     "plain": {},
     "strided": {"stride": (2, 1)},
     "padded": {"padding": (1, 2)},
-    "same": {"padding": "same"},
+    "same": {"padding": "same", "kernel_size": (3, 3)},
     "dilated": {"dilation": (2, 1)},
     "grouped": {"groups": 2},
     "pointwise": {"kernel_size": (1, 1)},

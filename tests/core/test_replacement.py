@@ -64,11 +64,11 @@ def test_exceptions_follow_their_own_rule():
 
 
 @pytest.mark.parametrize("method", ["lowrank", "fedpara"])
-@pytest.mark.parametrize("budget", [1500, 2500, 5000, 10**9, "20KB"])
+@pytest.mark.parametrize("budget", [2000, 2500, 5000, 10**9, "20KB"])
 def test_a_budget_is_kept_and_not_wasted(method, budget):
     report = factorize(small_model(), method, budget=budget)
     limit = budget if isinstance(budget, int) else 5000
-    assert report.params <= limit or limit < 1500
+    assert report.params <= limit
     more = factorize(small_model(), method, gamma=1.0).params
     assert report.params > 0.7 * min(limit, more)
 

@@ -1,6 +1,6 @@
 """The Jacobian correction of FedPara as a loss term (appendix B, Eq. 9)."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ Composed = list[tuple[FactorizedWeight, Tensor]]
 
 
 @contextmanager
-def composed_weights(model: nn.Module) -> Iterator[Composed]:
+def composed_weights(model: nn.Module) -> Generator[Composed]:
     """Collect the Hadamard weights that forward passes compose inside the block; each will keep its gradient."""
     composed: Composed = []
 

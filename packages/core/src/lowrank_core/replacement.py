@@ -1,5 +1,8 @@
 """Replace the weights of a model by factors, in place, and say what was done."""
 
+# torch leaves the types of modules it yields partly open.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -261,9 +264,14 @@ def _factorized(module: nn.Module, factorization: Factorization, ranks: dict[str
     if isinstance(module, nn.LSTM):
         new = FactorizedLSTM(module, factorization, ranks=ranks)
     elif isinstance(module, nn.Linear):
-        where = {"device": module.weight.device, "dtype": module.weight.dtype}
         new = FactorizedLinear(
-            module.in_features, module.out_features, factorization, rank=ranks["weight"], bias=False, **where
+            module.in_features,
+            module.out_features,
+            factorization,
+            rank=ranks["weight"],
+            bias=False,
+            device=module.weight.device,
+            dtype=module.weight.dtype,
         )
         new.bias = module.bias
     else:
@@ -282,7 +290,7 @@ def _factorized(module: nn.Module, factorization: Factorization, ranks: dict[str
             device=module.weight.device,
             dtype=module.weight.dtype,
         )
-        new.bias = module.bias
+        new.bias = module.bias  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs forget it may be None
     if init != "calibrated":  # the layers draw themselves calibrated
         for weight in new.modules():
             if isinstance(weight, FactorizedWeight):
@@ -298,10 +306,10 @@ def _pair(value: tuple[int, ...]) -> tuple[int, int]:
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` everywhere the module called `name` stands: a module may be used under several names."""
     old = model.get_submodule(name)
-    for parent in list(model.modules()):
-        for child, module in list(parent._modules.items()):
-            if module is old:
-                setattr(parent, child, new)
+    names = [path for path, module in model.named_modules(remove_duplicate=False) if module is old]
+    for path in names:
+        parent, _, child = str(path).rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
 
 
 def _count(model: nn.Module) -> int:

@@ -56,21 +56,21 @@ class SGD:
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         self.parameters = list(parameters)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.velocities: list[Tensor] = []
+        self.velocities: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
-        moved = [p for p in self.parameters if p.grad is not None]
-        updates = [p.grad for p in moved if p.grad is not None]
-        if self.weight_decay:
-            updates = list(torch._foreach_add(updates, moved, alpha=self.weight_decay))
-        if self.momentum:
-            if not self.velocities:
-                self.velocities = [torch.zeros_like(update) for update in updates]
-            torch._foreach_mul_(self.velocities, self.momentum)
-            torch._foreach_add_(self.velocities, updates)
-            updates = self.velocities
-        torch._foreach_add_(moved, updates, alpha=-self.lr)
+        for number, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            update = parameter.grad
+            if self.weight_decay:
+                update = update.add(parameter, alpha=self.weight_decay)
+            if self.momentum:
+                velocity = self.velocities.get(number)
+                update = update.clone() if velocity is None else velocity.mul_(self.momentum).add_(update)
+                self.velocities[number] = update
+            parameter.add_(update, alpha=-self.lr)
 
 
 class Trainer:

@@ -1,5 +1,8 @@
 """LSTMs whose weights are normalised, or compositions of factors, or both."""
 
+# torch leaves the types of nn.LSTM and of norm partly open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +18,37 @@ class WeightNormLSTM(nn.LSTM):
     torch's own weight_norm parametrization does not reach the flat weights nn.LSTM computes with.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: object) -> None:
-        super().__init__(input_size, hidden_size, num_layers, **options)  # pyright: ignore[reportArgumentType]
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+        )
         for name in weight_names(self):
             gain = getattr(self, name).detach().norm(dim=1, keepdim=True)
             self.register_parameter(name.replace("weight", "norm"), nn.Parameter(gain))
 
-    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input: Tensor, hx: State | None = None
+    ) -> tuple[Tensor, State]:
         weights = {name: normalize_rows(getattr(self, name), gain_of(self, name)) for name in weight_names(self)}
         return run_lstm(self, weights, input, hx)
 
@@ -79,7 +106,7 @@ def gain_of(lstm: LSTM, weight_name: str) -> Tensor | None:
 
 def normalize_rows(weight: Tensor, gain: Tensor | None) -> Tensor:
     """Rows of `weight` scaled to the norms `gain`, `(rows, 1)`."""
-    return weight if gain is None else torch._weight_norm(weight, gain, 0)
+    return weight if gain is None else gain * weight / weight.norm(dim=1, keepdim=True)
 
 
 def run_lstm(lstm: LSTM, weights: dict[str, Tensor], input: Tensor, hx: State | None) -> tuple[Tensor, State]:

@@ -13,7 +13,7 @@ def resnet18(in_channels: int, num_classes: int, *, small: bool) -> nn.Module:
     model = torchvision_resnet18(num_classes=num_classes)
     if small:
         model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
+        model.add_module("maxpool", nn.Identity())
     elif in_channels != 3:
         model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
     return model
