@@ -38,8 +38,9 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run the examples of the documentation and check its links."""
-    session.run("pytest", "tests/docs", "-q", "-m", "slow or not slow")
+    """Check the documentation's examples and build its site into site/."""
+    session.run("pytest", "tests/test_documentation.py", "-q")
+    session.run("uv", "run", "--group", "docs", "zensical", "build", external=True)
 
 
 @nox.session(venv_backend="uv")

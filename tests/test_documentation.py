@@ -1,0 +1,36 @@
+"""The documentation's Python examples run, and print what they say; its links and presets exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_run_one_after_the_other_and_print_what_the_page_says(page, capsys):
+    scope: dict[str, object] = {}
+    for code, output in BLOCK.findall(page.read_text(encoding="utf-8")):
+        exec(compile(code, str(page), "exec"), scope)
+        printed = capsys.readouterr().out
+        if output:
+            assert printed == output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_configuration_key_is_documented():
+    from lowrank_fl.config import RunConfig
+
+    page = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
+    for name, field in RunConfig.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", {})
+        for key in keys or ([name] if name != "sweep" else []):
+            assert re.search(rf"\b{key}\b", page), f"{name}.{key}"
