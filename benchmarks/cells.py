@@ -127,6 +127,12 @@ def read(path: str) -> Federation:
     return Federation(CELLS[about["cell"]], **data, mean=mean, std=std, initial=initial)
 
 
+@functools.cache
+def resident_network(path: str) -> nn.Module:
+    """The one network that a process keeps for all its clients."""
+    return read(path).network()
+
+
 def train_client(network: nn.Module, images: Tensor, labels: Tensor, cell: Cell) -> Tensor:
     """One epoch of plain SGD in place, as tight as a loop over autograd gets. Returns the mean loss."""
     parameters = list(network.parameters())

@@ -3,17 +3,12 @@
 run_simulation is deprecated in favour of `flwr run`, which drives the same backend through a background server.
 """
 
-import functools
-
-from cells import Clock, Federation, competitor_arguments, read, report, train_client
+from cells import Clock, competitor_arguments, read, report, resident_network, train_client
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-
-resident = functools.cache(Federation.network)
-"""The network of a process: one for each actor, not one for each message."""
 
 
 def main() -> None:
@@ -29,7 +24,7 @@ def main() -> None:
     @client_app.train()
     def train(message: Message, context: Context) -> Message:
         federation = read(path)
-        network = resident(federation).train()
+        network = resident_network(path).train()
         network.load_state_dict(message.content["arrays"].to_torch_state_dict())
         rows = federation.parts[int(context.node_config["partition-id"])]
         images = federation.normalize(federation.images[rows])

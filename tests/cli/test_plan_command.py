@@ -13,7 +13,8 @@ SINGLE = ("fl", "run", "--plan", "-o", "model.method=fedpara")
 @pytest.fixture(autouse=True)
 def _costs(monkeypatch):
     import lowrank_fl.plan
-    from lowrank_core.replacement import FactorizedEntry, LeftEntry
+    from lowrank_core.candidates import LeftEntry
+    from lowrank_core.replacement import FactorizedEntry
     from lowrank_fl.load import expand
 
     def plan(config):

@@ -1,22 +1,15 @@
 """Replace the weights of a model by factors, in place, and say what was done."""
 
-# torch leaves the types of modules it yields partly open.
-# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
-
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lowrank_core.candidates import Candidate, LeftEntry, check_patterns, find_candidates, matches, select
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.factorizations import Factorization, Hadamard, LowRank, num_parameters
 from lowrank_core.init import Init
 from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight
-from lowrank_core.layers.lstm import weight_names
 from lowrank_core.ranks import FixedRank, Gamma, RankRule, Ratio, parse_budget, rank_for
 
 METHODS = ("lowrank", "fedpara", "pfedpara")
@@ -33,14 +26,6 @@ class FactorizedEntry:
     max_rank: int
     original_params: int
     params: int
-
-
-@dataclass(frozen=True)
-class LeftEntry:
-    """A weight that stayed as it was, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -61,25 +46,6 @@ class FactorizeReport:
         lines += [f"{e.name}: left, {e.reason}" for e in self.left]
         share = self.params / self.original_params
         return "\n".join([*lines, f"{self.original_params:,} -> {self.params:,} parameters ({share:.1%})"])
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A weight that could become factors."""
-
-    module_name: str
-    weight_name: str
-    type: str
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        # A layer with one weight goes by its own name.
-        return self.module_name if self.weight_name == "weight" else f"{self.module_name}.{self.weight_name}"
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
 
 def factorization_of(method: str, *, tanh: bool = False) -> Factorization:
@@ -131,14 +97,14 @@ def factorize(
     """
     factorization = factorization_of(method, tanh=tanh)
     original_params = _count(model)
-    candidates, left = _candidates(model)
-    chosen, excluded = _select(candidates, include, exclude)
+    candidates, left = find_candidates(model)
+    chosen, excluded = select(candidates, include, exclude)
     left += excluded
     exceptions = exceptions or {}
-    _check_patterns(exceptions, candidates)
+    check_patterns(exceptions, candidates)
 
-    def rank_of(candidate: _Candidate, rule: RankRule) -> int:
-        own = next((r for pattern, r in exceptions.items() if _matches(candidate.name, pattern)), rule)
+    def rank_of(candidate: Candidate, rule: RankRule) -> int:
+        own = next((r for pattern, r in exceptions.items() if matches(candidate.name, pattern)), rule)
         return rank_for(own, factorization, candidate.shape)
 
     def size_under(rule: RankRule) -> int:
@@ -162,63 +128,6 @@ def factorize(
     for name, weights in ranks.items():
         _replace(model, name, _factorized(model.get_submodule(name), factorization, weights, init))
     return FactorizeReport(tuple(changed), tuple(left), original_params, _count(model))
-
-
-def _candidates(model: nn.Module) -> tuple[list[_Candidate], list[LeftEntry]]:
-    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    candidates: list[_Candidate] = []
-    left: list[LeftEntry] = []
-    for name, module in model.named_modules():
-        kind = next((k for k in (nn.Linear, nn.Conv2d, nn.LSTM) if isinstance(module, k)), None)
-        if kind is None:
-            continue
-        if not name:
-            raise LowrankError(f"a bare {kind.__name__} cannot be replaced in place; put it in an nn.Sequential first")
-        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-            left.append(LeftEntry(name, f"padding_mode {module.padding_mode!r} is not covered"))
-            continue
-        if isinstance(module, nn.LSTM) and module.proj_size:
-            left.append(LeftEntry(name, "a projected LSTM is not covered"))
-            continue
-        for weight in weight_names(module) if isinstance(module, nn.LSTM) else ["weight"]:
-            parameter = getattr(module, weight)
-            candidate = _Candidate(name, weight, kind.__name__, tuple(parameter.shape))
-            if owners[id(parameter)] > 1:
-                left.append(LeftEntry(candidate.name, "the weight is shared with another module"))
-            else:
-                candidates.append(candidate)
-    if not candidates:
-        raise LowrankError("no Linear, Conv2d or LSTM to factorize in this model")
-    return candidates, left
-
-
-def _select(
-    candidates: Sequence[_Candidate], include: Sequence[str], exclude: Sequence[str]
-) -> tuple[list[_Candidate], list[LeftEntry]]:
-    _check_patterns([p for p in include if p != "*"] + list(exclude), candidates)
-    chosen: list[_Candidate] = []
-    left: list[LeftEntry] = []
-    for candidate in candidates:
-        if not any(_matches(candidate.name, p) for p in include):
-            left.append(LeftEntry(candidate.name, "not included"))
-        elif any(_matches(candidate.name, p) for p in exclude):
-            left.append(LeftEntry(candidate.name, "excluded"))
-        else:
-            chosen.append(candidate)
-    return chosen, left
-
-
-def _check_patterns(patterns: Sequence[str] | Mapping[str, RankRule], candidates: Sequence[_Candidate]) -> None:
-    names = [c.name for c in candidates]
-    for pattern in patterns:
-        if not any(_matches(name, pattern) for name in names):
-            nearest = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            quoted = ", ".join(f'"{name}"' for name in nearest)
-            raise UsageError(f'no layer matches "{pattern}"; nearest: {quoted}')
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _rule(

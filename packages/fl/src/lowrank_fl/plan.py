@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.replacement import FactorizedEntry, LeftEntry
+from lowrank_core.candidates import LeftEntry
+from lowrank_core.replacement import FactorizedEntry
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.load import expand
