@@ -107,12 +107,15 @@ class Federation:
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def accuracy(self, network: nn.Module) -> float:
-        """The share of the test images that the network names rightly."""
+    def test(self, network: nn.Module) -> tuple[float, float]:
+        """The share of the test images that the network names rightly, and its mean loss on them."""
         network.eval()
-        pairs = zip(self.test_images.split(500), self.test_labels.split(500), strict=True)
-        correct = sum(int((network(self.normalize(x)).argmax(1) == y).sum()) for x, y in pairs)
-        return correct / len(self.test_labels)
+        correct, loss = 0, 0.0
+        for images, labels in zip(self.test_images.split(500), self.test_labels.split(500), strict=True):
+            logits = network(self.normalize(images))
+            correct += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        return correct / len(self.test_labels), loss / len(self.test_labels)
 
 
 @functools.cache
@@ -178,7 +181,8 @@ class Timing:
     rounds: list[float]
     """Seconds of each later round."""
     accuracy: float
-    """Of the final weights on the test images."""
+    """Of the final weights on the test images, as is the loss."""
+    loss: float
     parameters: int
     torch: str
 
@@ -188,5 +192,5 @@ def report(clock: Clock, network: nn.Module, federation: Federation, out: str) -
     ends = clock.marks
     first, *rounds = (end - begin for begin, end in itertools.pairwise(ends))
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    timing = Timing(first, rounds, federation.accuracy(network), parameters, torch.__version__)
+    timing = Timing(first, rounds, *federation.test(network), parameters, torch.__version__)
     Path(out).write_text(json.dumps(asdict(timing)))

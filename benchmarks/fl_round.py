@@ -174,7 +174,7 @@ def print_table(
         caption=f"{arguments.rounds} rounds after the first, {arguments.repeats} repeats: median (min to max)"
     )
     table.add_column("")
-    for title in ("first round, s", "a round, s", "times lowrank", "accuracy", "torch"):
+    for title in ("first round, s", "a round, s", "times lowrank", "accuracy, %", "test loss"):
         table.add_column(title, justify="right")
     ours = [median(timing["rounds"]) for timing in results.get("lowrank", [])]
     for key, who in chosen.items():
@@ -189,11 +189,14 @@ def print_table(
             spread(seconds, 3),
             _ratios([median(timing["rounds"]) for timing in timings], ours),
             spread([100 * timing["accuracy"] for timing in timings], 1),
-            ", ".join(sorted({timing["torch"] for timing in timings})),
+            spread([timing["loss"] for timing in timings]),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     for key, reason in skipped.items():
         print(f"skipped {chosen[key].name}: {reason}")
+    versions = {timing["torch"] for timings in results.values() for timing in timings}
+    if len(versions) > 1:
+        print(f"not all ran the same torch: {', '.join(sorted(versions))}")
 
 
 def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> str:
