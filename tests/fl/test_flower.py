@@ -1,6 +1,8 @@
 """The local engine under Flower: records, bytes on the wire, strategies, and the same bits from every executor."""
 
 import random
+import shutil
+from pathlib import Path
 
 import flwr.app
 import numpy as np
@@ -199,6 +201,16 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_do():
             pool.evaluate(to_record(transferred(small_model()), shared=True))
     finally:
         pool.close()
+
+
+def test_too_little_shared_memory_is_said_before_it_kills(workers, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("lowrank_fl.flower.workers._SHARED_MEMORY", Path("/"))
+    with pytest.raises(
+        LowrankError, match=r"worker processes would share \d+ MB in /, which has 0 MB free; run without"
+    ):
+        run(workers)
 
 
 def _die():

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +27,8 @@ from lowrank_fl.flower.records import ArrayRecord, to_arrays
 from lowrank_fl.training import EVALUATION_BATCH, LocalTraining, Trainer
 
 T = TypeVar("T")
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Executor(Protocol):
@@ -100,6 +104,7 @@ class Workers:
         self._examples: Examples | None = None
 
     def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
+        self._check_shared_memory(model, examples, how)
         self._examples = examples
         # The model goes by value, so that no worker trains in another's memory; the examples go by reference.
         for done in [pool.submit(_set_up, pickle.dumps(model), examples, parts, how) for pool in self._pools]:
@@ -120,6 +125,20 @@ class Workers:
                     os.kill(pid.result(), signal.SIGTERM)
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _check_shared_memory(self, model: nn.Module, examples: Examples, how: LocalTraining) -> None:
+        """Writing past the end of /dev/shm kills a process without a word, and containers often have 64 MB of it."""
+        if not _SHARED_MEMORY.exists():
+            return
+        held = (examples.inputs, examples.labels, examples.test_inputs, examples.test_labels)
+        needed = sum(tensor.nbytes for tensor in held if not tensor.is_shared())
+        needed += (how.federation.clients_per_round + 2) * sum(p.nbytes for p in model.state_dict().values())
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+        if needed > free:
+            raise LowrankError(
+                f"worker processes would share {needed / 1e6:,.0f} MB in {_SHARED_MEMORY}, "
+                f"which has {free / 1e6:,.0f} MB free; run without them (-o engine.workers=1), or enlarge it (docker run --shm-size=2g)"
+            )
 
     def _spread(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
         """Results in the order of the jobs. A worker gets its next job as it starts on one, so that none waits."""
