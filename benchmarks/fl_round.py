@@ -148,7 +148,7 @@ def run(who: Competitor, federation: Path, rounds: int, folder: Path) -> dict[st
     """One run of one competitor.
 
     Raises:
-        RuntimeError: it is not there, or it failed.
+        RuntimeError: it is not there, or it failed; its last words.
     """
     if who.own_environment and shutil.which("uv") is None:
         raise RuntimeError("uv, which makes its environment, is not on the PATH")
@@ -191,7 +191,7 @@ def print_table(
             spread([100 * timing["accuracy"] for timing in timings], 1),
             spread([timing["loss"] for timing in timings]),
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     for key, reason in skipped.items():
         print(f"skipped {chosen[key].name}: {reason}")
     versions = {timing["torch"] for timings in results.values() for timing in timings}

@@ -32,7 +32,9 @@ def describe(about: dict[str, str | int]) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, least and greatest: `2.31 (2.25 to 2.60)`."""
+    """Median, least and greatest: `2.31 (2.25 to 2.60)`; a single value as it is."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 

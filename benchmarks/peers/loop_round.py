@@ -76,7 +76,7 @@ def main() -> None:
         torch._foreach_copy_(start, totals[0])
         for total in totals[1:]:
             torch._foreach_add_(start, total)
-        torch._foreach_div_(start, sum(federation.parts.shape[1] for _ in cohort))
+        torch._foreach_div_(start, len(cohort) * federation.cell.images)
         clock.mark()
     report(clock, network, federation, arguments.out)
 

@@ -43,6 +43,7 @@ def main() -> None:
         )
         arrays = ArrayRecord(network.state_dict())
         result = strategy.start(grid, arrays, num_rounds=1 + arguments.rounds, evaluate_fn=round_ended)
+        assert result.arrays, "every client failed"
         network.load_state_dict(result.arrays.to_torch_state_dict())
 
     resources = {

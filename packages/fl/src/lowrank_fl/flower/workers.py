@@ -180,7 +180,7 @@ class _Resident:
     ) -> None:
         self.trainer = Trainer(model, examples, parts, how)
         self.app: ClientApp = make_client_app(self.trainer, shared=shared)
-        self._evaluated: object = None
+        self._evaluated: torch.Tensor | None = None
 
     def train(self, message: Message) -> Message:
         self._evaluated = None
@@ -188,9 +188,10 @@ class _Resident:
         return self.app(message, make_context(client, len(self.trainer.parts)))
 
     def evaluate(self, record: ArrayRecord, start: int) -> tuple[int, float]:
-        if self._evaluated != record.block.data_ptr():
+        # The slices of one model come one after the other; it is loaded for the first of them.
+        if self._evaluated is None or self._evaluated.data_ptr() != record.block.data_ptr():
             self.trainer.load(to_arrays(record))
-            self._evaluated = record.block.data_ptr()
+            self._evaluated = record.block  # held, so that no other model can come to lie at its address
         return self.trainer.evaluate(start)
 
 
