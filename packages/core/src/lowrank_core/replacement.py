@@ -1,5 +1,8 @@
 """Replace the weights of a model by factors, in place, and say what was done."""
 
+# torch leaves the types of modules it yields partly open.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

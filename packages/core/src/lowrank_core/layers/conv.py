@@ -1,5 +1,7 @@
 """A convolution whose kernel is a composition of factors."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,10 @@ class FactorizedConv2d(nn.Module):
             return weight.factorization.apply_conv2d(
                 input, weight.factors, self.bias, self.stride, self.padding, self.dilation
             )
+        if input.device.type == "cpu" and input.numel() < math.prod(weight.shape):
+            # The composed weight is contiguous, and here the larger of the two: an input with its channels last would
+            # have it, and its gradient, laid out anew.
+            input = input.contiguous()
         return F.conv2d(input, weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:

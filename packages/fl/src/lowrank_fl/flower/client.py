@@ -1,18 +1,21 @@
 """The clients as a Flower ClientApp: the same one for every engine."""
 
+from collections.abc import Callable, Mapping
+
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
-from lowrank_fl.flower.records import to_arrays, to_record
+from lowrank_fl.flower.records import ArrayRecord, to_arrays
 from lowrank_fl.training import Trainer
 
 
-def make_client_app(trainer: Trainer, *, shared: bool = False) -> ClientApp:
+def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], ArrayRecord]) -> ClientApp:
     """A ClientApp that trains with `trainer`, as the client that `partition-id` of the node's config names.
 
     A training message carries one ArrayRecord, the model, and a ConfigRecord `config` with `server-round`, `lr`
     and, under FedProx, `proximal-mu`. The reply carries the trained model as `arrays`, and as `metrics`
-    the weight `num-examples` and the `loss`; `shared` puts the reply's arrays in shared memory.
+    the weight `num-examples` and the `loss`; `reply` makes the record of a trained model.
     """
     app = ClientApp()
 
@@ -28,9 +31,7 @@ def make_client_app(trainer: Trainer, *, shared: bool = False) -> ClientApp:
             proximal_mu=_number(config.get("proximal-mu", 0.0)),
         )
         metrics = MetricRecord({"num-examples": examples, "loss": loss})
-        return Message(
-            RecordDict({"arrays": to_record(trainer.state, shared=shared), "metrics": metrics}), reply_to=message
-        )
+        return Message(RecordDict({"arrays": reply(trainer.state), "metrics": metrics}), reply_to=message)
 
     return app
 

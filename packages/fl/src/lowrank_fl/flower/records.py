@@ -36,16 +36,20 @@ class ArrayRecord(flwr.app.ArrayRecord):
 
     layout: "Layout"
     block: Tensor
+    slot: int | None
 
-    def __init__(self, layout: "Layout", block: Tensor) -> None:
+    def __init__(self, layout: "Layout", block: Tensor, slot: int | None = None) -> None:
         super().__init__()
-        self.__dict__.update(layout=layout, block=block)
+        self.__dict__.update(layout=layout, block=block, slot=slot)
         flat = block.numpy()
         for name, (dtype, shape, start, stop) in layout.items():
             self[name] = Array(flat[start:stop].view(dtype).reshape(shape))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Under multiprocessing torch hands a shared-memory tensor over by its file descriptor.
+        # Under multiprocessing torch hands a shared-memory tensor over by its file descriptor, which takes
+        # milliseconds; a slot both sides have mapped already goes by its number.
+        if self.slot is not None:
+            return _from_slot, (self.layout, self.slot)
         return ArrayRecord, (self.layout, self.block)
 
 
@@ -53,22 +57,49 @@ Layout = dict[str, tuple[str, tuple[int, ...], int, int]]
 """Where each array lies in a block: dtype, shape, first and last byte."""
 
 
-def to_record(state: Mapping[str, Tensor] | Mapping[str, np.ndarray], *, shared: bool) -> ArrayRecord:
-    """A copy of named tensors as one record; `shared` puts it where other processes can map it."""
-    layout: Layout = {}
-    end = 0
+_slots: Tensor | None = None
+
+
+def map_slots(slots: Tensor | None) -> None:
+    """Use these rows, `(replies, bytes)`, for the replies of this process's rounds."""
+    global _slots
+    _slots = slots
+
+
+def _from_slot(layout: Layout, slot: int) -> ArrayRecord:
+    assert _slots is not None, "map_slots comes before the first reply"
+    return ArrayRecord(layout, _slots[slot], slot)
+
+
+def to_record(
+    state: Mapping[str, Tensor] | Mapping[str, np.ndarray], *, shared: bool, slot: int | None = None
+) -> ArrayRecord:
+    """A copy of named tensors as one record.
+
+    `shared` puts it where other processes can map it; `slot` overwrites that row of the mapped slots, where it fits.
+    """
     tensors = {name: torch.as_tensor(values) for name, values in state.items()}
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        layout[name] = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), end, end + size)
-        end += -(-size // 64) * 64  # every array starts on a cache line
-    # Allocated shared at once, because sharing it later would copy.
-    storage = torch.UntypedStorage._new_shared(end) if shared else torch.UntypedStorage(end)
-    block = torch.empty(0, dtype=torch.uint8).set_(storage)
+    layout, size = lay_out(tensors)
+    if slot is not None and _slots is not None and slot < _slots.shape[0] and size <= _slots.shape[1]:
+        record = _from_slot(layout, slot)
+    else:
+        # Allocated shared at once, because sharing it later would copy.
+        storage = torch.UntypedStorage._new_shared(size) if shared else torch.UntypedStorage(size)
+        record = ArrayRecord(layout, torch.empty(0, dtype=torch.uint8).set_(storage))
     for name, tensor in tensors.items():
         _, shape, start, stop = layout[name]
-        block[start:stop].view(tensor.dtype).view(shape).copy_(tensor)
-    return ArrayRecord(layout, block)
+        record.block[start:stop].view(tensor.dtype).view(shape).copy_(tensor)
+    return record
+
+
+def lay_out(tensors: Mapping[str, Tensor]) -> tuple[Layout, int]:
+    """Where tensors lie in a block, one after the other, and the block's bytes."""
+    layout: Layout = {}
+    end = 0
+    for name, tensor in tensors.items():
+        layout[name] = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), end, end + tensor.nbytes)
+        end += -(-tensor.nbytes // 64) * 64  # every array starts on a cache line
+    return layout, end
 
 
 def to_arrays(record: flwr.app.ArrayRecord) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import pickle
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,7 +23,8 @@ from lowrank_core import LowrankError
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.client import make_client_app
 from lowrank_fl.flower.grid import client_of, make_context
-from lowrank_fl.flower.records import ArrayRecord, to_arrays
+from lowrank_fl.flower.records import ArrayRecord, lay_out, map_slots, to_arrays, to_record
+from lowrank_fl.state import transferred
 from lowrank_fl.training import EVALUATION_BATCH, LocalTraining, Trainer
 
 T = TypeVar("T")
@@ -63,11 +64,11 @@ class InProcess:
         self._resident: _Resident | None = None
 
     def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
-        self._resident = _Resident(model, examples, parts, how, shared=False)
+        self._resident = _Resident(model, examples, parts, how)
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
         with self._threads() as resident:
-            return [resident.train(message) for message in messages]
+            return [resident.train(message, slot=None) for message in messages]
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         with self._threads() as resident:
@@ -97,8 +98,11 @@ class Workers:
     shared = True
 
     def __init__(self, count: int) -> None:
-        # Spawned, because a fork of a process that has run torch's threads may hang.
-        context = multiprocessing.get_context("spawn")
+        # Never forked from here, because a fork of a process that has run torch's threads may hang: from a server that
+        # has only loaded the libraries, once for all workers, where there is such a thing.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(method)
+        context.set_forkserver_preload([__name__])
         self._pools = [ProcessPoolExecutor(1, context, initializer=_start) for _ in range(count)]
         self._pids = [pool.submit(os.getpid) for pool in self._pools]
         self._examples: Examples | None = None
@@ -106,12 +110,16 @@ class Workers:
     def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         self._check_shared_memory(model, examples, how)
         self._examples = examples
-        # The model goes by value, so that no worker trains in another's memory; the examples go by reference.
-        for done in [pool.submit(_set_up, pickle.dumps(model), examples, parts, how) for pool in self._pools]:
+        replies = how.federation.clients_per_round
+        slots = torch.empty(replies, lay_out(transferred(model))[1], dtype=torch.uint8).share_memory_()
+        map_slots(slots)
+        # The model goes by value, so that no worker trains in another's memory; the rest goes by reference.
+        job = (pickle.dumps(model), examples, parts, how, slots)
+        for done in [pool.submit(_set_up, *job) for pool in self._pools]:
             done.result()
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
-        return self._spread(_train, [(message,) for message in messages])
+        return self._spread(_train, [(message, slot) for slot, message in enumerate(messages)])
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         assert self._examples is not None, "set_up comes first"
@@ -137,7 +145,8 @@ class Workers:
         if needed > free:
             raise LowrankError(
                 f"worker processes would share {needed / 1e6:,.0f} MB in {_SHARED_MEMORY}, "
-                f"which has {free / 1e6:,.0f} MB free; run without them (-o engine.workers=1), or enlarge it (docker run --shm-size=2g)"
+                f"which has {free / 1e6:,.0f} MB free; run without them (-o engine.workers=1), "
+                "or enlarge it (docker run --shm-size=2g)"
             )
 
     def _spread(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
@@ -175,17 +184,19 @@ def make_executor(workers: int) -> Executor:
 class _Resident:
     """The model a process keeps, behind its ClientApp."""
 
-    def __init__(
-        self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining, *, shared: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         self.trainer = Trainer(model, examples, parts, how)
-        self.app: ClientApp = make_client_app(self.trainer, shared=shared)
+        self.app: ClientApp = make_client_app(self.trainer, self._reply)
+        self._slot: int | None = None
         self._evaluated: torch.Tensor | None = None
 
-    def train(self, message: Message) -> Message:
-        self._evaluated = None
+    def train(self, message: Message, slot: int | None) -> Message:
+        self._evaluated, self._slot = None, slot
         client = client_of(message.metadata.dst_node_id)
         return self.app(message, make_context(client, len(self.trainer.parts)))
+
+    def _reply(self, state: Mapping[str, torch.Tensor]) -> ArrayRecord:
+        return to_record(state, shared=False, slot=self._slot)
 
     def evaluate(self, record: ArrayRecord, start: int) -> tuple[int, float]:
         # The slices of one model come one after the other; it is loaded for the first of them.
@@ -219,15 +230,18 @@ def _end_with_server() -> None:
     os._exit(1)
 
 
-def _set_up(model: bytes, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
+def _set_up(
+    model: bytes, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining, slots: torch.Tensor
+) -> None:
     global _resident
     torch.set_num_threads(how.threads)
-    _resident = _Resident(pickle.loads(model), examples, parts, how, shared=True)
+    map_slots(slots)
+    _resident = _Resident(pickle.loads(model), examples, parts, how)
 
 
-def _train(message: Message) -> Message:
+def _train(message: Message, slot: int) -> Message:
     assert _resident is not None
-    return _resident.train(message)
+    return _resident.train(message, slot)
 
 
 def _evaluate(record: ArrayRecord, start: int) -> tuple[int, float]:
