@@ -12,7 +12,7 @@ FEW = ("fl", "partition", "-o", "federation.clients=3", "-o", "federation.client
 
 
 def test_counts_are_those_that_a_run_trains_on(lowrank, monkeypatch, tmp_path):
-    import lowrank_fl.run
+    import lowrank_fl.clients
 
     seen = []
 
@@ -20,8 +20,8 @@ def test_counts_are_those_that_a_run_trains_on(lowrank, monkeypatch, tmp_path):
         seen.extend(original(*arguments))
         raise KeyboardInterrupt
 
-    original = lowrank_fl.run.partition_examples
-    monkeypatch.setattr(lowrank_fl.run, "partition_examples", partition_examples)
+    original = lowrank_fl.clients.partition_examples
+    monkeypatch.setattr(lowrank_fl.clients, "partition_examples", partition_examples)
     lowrank("fl", "run", *FEW[2:], "-o", "model.method=fedpara", "-o", "engine.workers=1", "--out", str(tmp_path))
     counts = json.loads(lowrank(*FEW, "--json").out)["clients"]
     assert [sum(row) for row in counts] == [len(rows) for rows in seen]
