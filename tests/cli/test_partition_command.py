@@ -21,8 +21,10 @@ def test_counts_are_those_that_a_run_trains_on(lowrank, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     original = lowrank_fl.clients.partition_examples
-    monkeypatch.setattr(lowrank_fl.clients, "partition_examples", partition_examples)
-    lowrank("fl", "run", *FEW[2:], "-o", "model.method=fedpara", "-o", "engine.workers=1", "--out", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(lowrank_fl.clients, "partition_examples", partition_examples)
+        settings = ["-o", "model.method=fedpara", "-o", "engine.workers=1"]
+        lowrank("fl", "run", *FEW[2:], *settings, "--out", str(tmp_path))
     counts = json.loads(lowrank(*FEW, "--json").out)["clients"]
     assert [sum(row) for row in counts] == [len(rows) for rows in seen]
 
