@@ -82,8 +82,7 @@ class FactorizedLSTM(nn.Module):
         for name in weight_names(self):
             held = getattr(self, name)
             weight = held() if isinstance(held, FactorizedWeight) else held
-            gain = gain_of(self, name)
-            weights[name] = weight if gain is None else normalize_rows(weight, gain)
+            weights[name] = normalize_rows(weight, gain_of(self, name))
         return run_lstm(self, weights, input, hx)
 
 
@@ -105,7 +104,7 @@ def gain_of(lstm: LSTM, weight_name: str) -> Tensor | None:
 
 
 def normalize_rows(weight: Tensor, gain: Tensor | None) -> Tensor:
-    """Rows of `weight` scaled to the norms `gain`, `(rows, 1)`."""
+    """Rows of `weight` scaled to the norms `gain`, `(rows, 1)`; the weight itself where there are none."""
     return weight if gain is None else gain * weight / weight.norm(dim=1, keepdim=True)
 
 

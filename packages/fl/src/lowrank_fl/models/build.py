@@ -51,14 +51,11 @@ def build_model(
         if config.method == "original":
             return model, None
         exceptions = EXCEPTIONS[config.name]
-        fixed = {"ratio": config.ratio, "rank": config.rank, "budget": config.budget}
-        gamma = config.gamma
-        if gamma is None and all(value is None for value in fixed.values()):
-            gamma = _DEFAULT_GAMMA
+        has_rule = any(rule is not None for rule in (config.gamma, config.ratio, config.rank, config.budget))
         report = factorize(
             model,
             config.method,
-            gamma=gamma,
+            gamma=config.gamma if has_rule else _DEFAULT_GAMMA,
             ratio=config.ratio,
             rank=config.rank,
             budget=config.budget,
