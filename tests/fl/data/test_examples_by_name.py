@@ -52,7 +52,7 @@ def test_max_examples_above_the_number_of_examples_keeps_all(load):
 
 
 def test_an_unknown_name_is_met_with_the_nearest_one(load):
-    with pytest.raises(UsageError, match=r"Unknown data set 'cifar-10' \(nearest: cifar10\).*beside data.path"):
+    with pytest.raises(UsageError, match=r"unknown data set 'cifar-10' \(nearest: cifar10\).*beside data.path"):
         load(name="cifar-10")
 
 

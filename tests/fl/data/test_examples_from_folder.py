@@ -143,7 +143,7 @@ def test_a_data_set_without_class_labels_needs_a_label_key(load, tmp_path, write
     columns, features = {"image": [png(0)], "animal": ["cat"]}, {"image": Image(), "animal": Value("string")}
     for split in ("train", "test"):
         write_parquet(tmp_path / "data" / f"{split}.parquet", columns, features)
-    with pytest.raises(UsageError, match=r"No column is known to hold class labels.*animal \(string\)"):
+    with pytest.raises(UsageError, match=r"no column is known to hold class labels.*animal \(string\)"):
         load(name="mine", path=tmp_path / "data")
     assert load(name="mine", path=tmp_path / "data", label_key="animal").classes == ("cat",)
 
@@ -152,7 +152,7 @@ def test_a_data_set_without_pictures_is_refused(load, tmp_path, write_parquet):
     features = {"text": Value("string"), "label": ClassLabel(names=["a"])}
     write_parquet(tmp_path / "data" / "train.parquet", {"text": ["x"], "label": [0]}, features)
     write_parquet(tmp_path / "data" / "test.parquet", {"text": ["x"], "label": [0]}, features)
-    with pytest.raises(UsageError, match=r"No column is known to hold pictures.*set data\.image_key"):
+    with pytest.raises(UsageError, match=r"no column is known to hold pictures.*set data\.image_key"):
         load(name="mine", path=tmp_path / "data")
 
 
@@ -164,11 +164,11 @@ def labels_only(train, test):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ([0, 1], [2], r"The test split has 1 classes that no training example has \(c\)"),
-        ([0, 1, -1], [0], r"Row 2 of the train split has no label"),
-        ([0, 1], [None], r"Row 0 of the test split has no label"),
-        ([], [0], r"The train split of .* is empty"),
-        ([0], [], r"The test split of .* is empty"),
+        ([0, 1], [2], r"the test split has 1 classes that no training example has \(c\)"),
+        ([0, 1, -1], [0], r"row 2 of the train split has no label"),
+        ([0, 1], [None], r"row 0 of the test split has no label"),
+        ([], [0], r"the train split of .* is empty"),
+        ([0], [], r"the test split of .* is empty"),
     ],
 )
 def test_splits_that_do_not_fit_are_refused(load, tmp_path, write_parquet, train, test, message):

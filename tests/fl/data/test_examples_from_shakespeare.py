@@ -82,17 +82,17 @@ def test_a_role_of_401_characters_is_just_long_enough(load, tmp_path):
     file.write_text(json.dumps({"play": "p", "role": "r", "text": "a" * 401}))
     assert len(load(name="shakespeare", path=file).test_inputs) == 1
     file.write_text(json.dumps({"play": "p", "role": "r", "text": "a" * 400}))
-    with pytest.raises(LowrankError, match=r"No role in .* has the 401 characters"):
+    with pytest.raises(LowrankError, match=r"no role in .* has the 401 characters"):
         load(name="shakespeare", path=file)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "No role in"),
-        ('{"play": "p", "role": "r", "text": "x"}\nTo be\n', "Line 2 of .* is not JSON"),
-        ('{"play": "p", "line": "x"}', "Line 1 of .* lacks the text of role, text"),
-        ('["p", "r", "x"]', "Line 1 of .* lacks the text of play, role, text"),
+        ("", "no role in"),
+        ('{"play": "p", "role": "r", "text": "x"}\nTo be\n', "line 2 of .* is not JSON"),
+        ('{"play": "p", "line": "x"}', "line 1 of .* lacks the text of role, text"),
+        ('["p", "r", "x"]', "line 1 of .* lacks the text of play, role, text"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(load, tmp_path, content, message):

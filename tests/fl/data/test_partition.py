@@ -166,7 +166,7 @@ def test_more_classes_a_client_than_there_are_is_refused(labelled):
 
 
 def test_a_class_too_small_for_its_clients_is_refused(labelled):
-    with pytest.raises(LowrankError, match=r"A class has fewer examples than clients.*10 clients of 2 classes"):
+    with pytest.raises(LowrankError, match=r"a class has fewer examples than clients.*10 clients of 2 classes"):
         partition_examples(labelled([0] * 30 + [1]), config("pathological", classes_per_client=2), 10, 0)
 
 

@@ -112,7 +112,7 @@ def test_pictures_named_by_path_are_opened(tmp_path: Path):
 def test_a_broken_picture_is_named_by_its_row(broken, reason):
     good = one_colour("L", 1, (64, 64))
     pictures = rows_of([good, good, broken, good], rows=np.array([1, 2, 3]))
-    with pytest.raises(LowrankError, match=rf"Row 2 of the train split of FOLDER .*\({reason}|Row 2 .*{reason}"):
+    with pytest.raises(LowrankError, match=rf"row 2 of the train split of FOLDER .*\({reason}|row 2 .*{reason}"):
         decode_splits([pictures])
 
 
@@ -121,5 +121,5 @@ def test_a_broken_picture_in_a_folder_is_named(load, tmp_path, write_parquet):
     columns = {"image": [one_colour("L", 1), {"bytes": b"?", "path": None}], "label": [0, 0], "who": ["x", "y"]}
     write_parquet(tmp_path / "data" / "train.parquet", {k: v[:1] for k, v in columns.items()}, features)
     write_parquet(tmp_path / "data" / "test.parquet", columns, features)
-    with pytest.raises(LowrankError, match=r"Row 1 of the test split of .*data holds a picture that cannot be decoded"):
+    with pytest.raises(LowrankError, match=r"row 1 of the test split of .*data holds a picture that cannot be decoded"):
         load(name="mine", path=tmp_path / "data")

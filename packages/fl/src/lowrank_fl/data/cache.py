@@ -34,6 +34,6 @@ def download(name: str, url: str, folder: Path) -> Iterator[None]:
     except (OSError, HTTPException, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LowrankError(
-            f"The download of {name} from {url} failed ({reason}); try again with a network, or name a folder "
+            f"the download of {name} from {url} failed ({reason}); try again with a network, or name a folder "
             f"that holds {name} as parquet or image files: -o data.path=FOLDER"
         ) from error

@@ -80,7 +80,7 @@ def _existing(features: Any, key: str, option: str) -> str:
 
 
 def _count(found: list[str], what: str) -> str:
-    return f"Several columns hold {what} ({', '.join(found)})" if found else f"No column is known to hold {what}"
+    return f"several columns hold {what} ({', '.join(found)})" if found else f"no column is known to hold {what}"
 
 
 def _described(features: Any) -> str:

@@ -146,7 +146,7 @@ def _train_and_test(splits: Any, path: str) -> tuple[str, str | None]:
 
 
 def _empty(split: str, path: str) -> LowrankError:
-    return LowrankError(f"The {split} split of {path} is empty; add examples to it, or remove its file or folder")
+    return LowrankError(f"the {split} split of {path} is empty; add examples to it, or remove its file or folder")
 
 
 def _select(splits: Any, split: str, column: str, path: str) -> Any:
@@ -154,7 +154,7 @@ def _select(splits: Any, split: str, column: str, path: str) -> Any:
     dataset = splits[split]
     if column not in dataset.features:
         raise LowrankError(
-            f"The {split} split of {path} lacks the column {column} that the train split has "
+            f"the {split} split of {path} lacks the column {column} that the train split has "
             f"(found {', '.join(dataset.features)}); both splits need the same columns"
         )
     return dataset.select_columns([column])

@@ -27,7 +27,7 @@ def number_classes(
             # -1 is how a ClassLabel says that a row's label is withheld.
             if label is None or (names is not None and label < 0):
                 raise LowrankError(
-                    f"Row {row} of the {split} split has no label; remove the rows without labels, "
+                    f"row {row} of the {split} split has no label; remove the rows without labels, "
                     "or name another column as data.label_key"
                 )
     present = sorted(set(train))
@@ -36,7 +36,7 @@ def number_classes(
     if unseen:
         said = ", ".join(names[value] if names is not None else str(value) for value in unseen[:5])
         raise LowrankError(
-            f"The test split has {len(unseen)} classes that no training example has ({said}); "
+            f"the test split has {len(unseen)} classes that no training example has ({said}); "
             "both splits must hold the same classes"
         )
     number = {value: index for index, value in enumerate(present)}

@@ -67,6 +67,6 @@ def _check_name(name: str) -> None:
         close = get_close_matches(name, NAMES, n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
         raise UsageError(
-            f"Unknown data set {name!r}{nearest}; data.name is one of {', '.join(NAMES)}, "
+            f"unknown data set {name!r}{nearest}; data.name is one of {', '.join(NAMES)}, "
             "or a name of your own beside data.path"
         )

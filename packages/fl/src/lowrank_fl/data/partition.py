@@ -39,7 +39,7 @@ def partition_examples(examples: Examples, partition: PartitionConfig, clients: 
     labels = examples.labels.numpy()
     if clients > len(labels):
         raise LowrankError(
-            f"There are {len(labels)} training examples for {clients} clients, and each needs one; "
+            f"there are {len(labels)} training examples for {clients} clients, and each needs one; "
             f"set federation.clients to {len(labels)} at most, or raise data.max_examples"
         )
     # The partitioners cut the rows, or a class's rows, as they stand.
@@ -107,7 +107,7 @@ def _pathological(columns: dict[str, np.ndarray], classes_per_client: int, clien
             parts = _apply(partitioner, columns, clients)
     except ValueError as error:
         raise LowrankError(
-            f"A class has fewer examples than clients that should hold some of it ({clients} clients of "
+            f"a class has fewer examples than clients that should hold some of it ({clients} clients of "
             f"{classes_per_client} classes, {len(columns['row'])} examples); set fewer federation.clients or a smaller "
             "partition.classes_per_client"
         ) from error

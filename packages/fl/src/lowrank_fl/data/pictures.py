@@ -63,7 +63,7 @@ class PictureRows:
         # Pillow's own message for bytes that it does not know shows the address of a buffer.
         reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else error
         return LowrankError(
-            f"Row {self.rows[place]} of the {self.split} split of {self.source} holds a picture that cannot be "
+            f"row {self.rows[place]} of the {self.split} split of {self.source} holds a picture that cannot be "
             f"decoded ({reason}); mend or remove that picture"
         )
 

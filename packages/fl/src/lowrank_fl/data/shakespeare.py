@@ -58,7 +58,7 @@ def load_shakespeare(data: DataConfig, partition: PartitionConfig, seed: int) ->
         group = speaker["play"] if column == "play" else f"{speaker['play']}/{speaker['role']}"
         groups += [group] * len(train)
     if not groups:
-        raise LowrankError(f"No role in {path} has the 401 characters that a client needs; give longer texts")
+        raise LowrankError(f"no role in {path} has the 401 characters that a client needs; give longer texts")
 
     train, test = (np.concatenate(parts[split]) for split in ("train", "test"))
     kept = kept_rows(len(train), data.max_examples, seed)
@@ -115,14 +115,14 @@ def _roles(path: Path) -> list[dict[str, Any]]:
                 role = json.loads(line)
             except json.JSONDecodeError as error:
                 raise LowrankError(
-                    f"Line {number} of {path} is not JSON ({error.msg}); give one object a line with the fields "
+                    f"line {number} of {path} is not JSON ({error.msg}); give one object a line with the fields "
                     "play, role and text"
                 ) from error
             texts = role if isinstance(role, dict) else {}
             missing = [field for field in _FIELDS if not isinstance(texts.get(field), str)]
             if missing:
                 raise LowrankError(
-                    f"Line {number} of {path} lacks the text of {', '.join(missing)}; give one object a line with "
+                    f"line {number} of {path} lacks the text of {', '.join(missing)}; give one object a line with "
                     "the fields play, role and text"
                 )
             roles.append(role)
