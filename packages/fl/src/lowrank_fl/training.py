@@ -60,6 +60,7 @@ class SGD:
 
     @torch.no_grad()
     def step(self) -> None:
+        """Update the parameters that have a gradient, and forget the gradients."""
         for number, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
@@ -71,6 +72,7 @@ class SGD:
                 update = update.clone() if velocity is None else velocity.mul_(self.momentum).add_(update)
                 self.velocities[number] = update
             parameter.add_(update, alpha=-self.lr)
+            parameter.grad = None
 
 
 class Trainer:
@@ -104,7 +106,7 @@ class Trainer:
             LowrankError: the loss is no longer a number.
         """
         federation = self.how.federation
-        torch.manual_seed(derive_seed(self.how.seed, "client", round_number, client))
+        self._seed(derive_seed(self.how.seed, "client", round_number, client))
         rows = torch.from_numpy(self.parts[client])
         inputs = self._prepare(self.examples.inputs[rows])
         labels = self.examples.labels[rows].to(self.device)
@@ -113,12 +115,12 @@ class Trainer:
         sgd = SGD(parameters, lr, federation.momentum, federation.weight_decay)
         strength = self.how.jacobian_lambda
         self.model.train()
+        self.model.zero_grad()
         total = torch.zeros((), device=self.device)
         for _ in range(federation.epochs):
             total.zero_()
             order = torch.randperm(len(labels)).to(self.device)
             for batch in order.split(federation.batch_size):
-                self.model.zero_grad()
                 total += len(batch) * backward(self.model, inputs[batch], labels[batch], lr, strength)
                 for parameter, origin in zip(parameters, start, strict=False):
                     assert parameter.grad is not None
@@ -142,6 +144,12 @@ class Trainer:
         logits = self.model(self._prepare(examples.test_inputs[start:stop]))
         loss = F.cross_entropy(logits, labels, reduction="sum").item()
         return int((logits.argmax(1) == labels).sum()), loss
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed also tells every accelerator torch was built for, a millisecond for each client.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         """Stored examples as the model reads them; pictures channels last, which can halve a convolution's time."""

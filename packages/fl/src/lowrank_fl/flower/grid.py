@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
+from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, to_arrays, to_record
 
 Execute = Callable[[Sequence[Message]], Sequence[Message]]
 
@@ -78,5 +78,6 @@ class LocalGrid(Grid):
         """The same content with arrays in one block each; a record that many messages carry is laid out once."""
         for record in content.array_records.values():
             if id(record) not in done:
-                done[id(record)] = to_record(to_arrays(record), shared=self._shared)
+                slot = DOWNLINK_SLOT if not done else None
+                done[id(record)] = to_record(to_arrays(record), shared=self._shared, slot=slot)
         return RecordDict({**content, **{name: done[id(r)] for name, r in content.array_records.items()}})

@@ -57,17 +57,20 @@ Layout = dict[str, tuple[str, tuple[int, ...], int, int]]
 """Where each array lies in a block: dtype, shape, first and last byte."""
 
 
+DOWNLINK_SLOT = 0
+"""What the server sends lies here for the length of a round; the replies follow."""
+
 _slots: Tensor | None = None
 
 
 def map_slots(slots: Tensor | None) -> None:
-    """Use these rows, `(replies, bytes)`, for the replies of this process's rounds."""
+    """Use these rows, `(1 + replies, bytes)`, for what this process's rounds send and receive."""
     global _slots
     _slots = slots
 
 
 def _from_slot(layout: Layout, slot: int) -> ArrayRecord:
-    assert _slots is not None, "map_slots comes before the first reply"
+    assert _slots is not None, "map_slots comes before the first message"
     return ArrayRecord(layout, _slots[slot], slot)
 
 

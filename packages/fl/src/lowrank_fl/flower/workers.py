@@ -23,7 +23,7 @@ from lowrank_core import LowrankError
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.client import make_client_app
 from lowrank_fl.flower.grid import client_of, make_context
-from lowrank_fl.flower.records import ArrayRecord, lay_out, map_slots, to_arrays, to_record
+from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, lay_out, map_slots, to_arrays, to_record
 from lowrank_fl.state import transferred
 from lowrank_fl.training import EVALUATION_BATCH, LocalTraining, Trainer
 
@@ -110,8 +110,8 @@ class Workers:
     def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
         self._check_shared_memory(model, examples, how)
         self._examples = examples
-        replies = how.federation.clients_per_round
-        slots = torch.empty(replies, lay_out(transferred(model))[1], dtype=torch.uint8).share_memory_()
+        messages = 1 + how.federation.clients_per_round
+        slots = torch.empty(messages, lay_out(transferred(model))[1], dtype=torch.uint8).share_memory_()
         map_slots(slots)
         # The model goes by value, so that no worker trains in another's memory; the rest goes by reference.
         job = (pickle.dumps(model), examples, parts, how, slots)
@@ -119,7 +119,7 @@ class Workers:
             done.result()
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
-        return self._spread(_train, [(message, slot) for slot, message in enumerate(messages)])
+        return self._spread(_train, [(message, slot) for slot, message in enumerate(messages, DOWNLINK_SLOT + 1)])
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         assert self._examples is not None, "set_up comes first"
@@ -140,7 +140,7 @@ class Workers:
             return
         held = (examples.inputs, examples.labels, examples.test_inputs, examples.test_labels)
         needed = sum(tensor.nbytes for tensor in held if not tensor.is_shared())
-        needed += (how.federation.clients_per_round + 2) * sum(p.nbytes for p in model.state_dict().values())
+        needed += (how.federation.clients_per_round + 3) * sum(p.nbytes for p in model.state_dict().values())
         free = shutil.disk_usage(_SHARED_MEMORY).free
         if needed > free:
             raise LowrankError(
@@ -150,14 +150,14 @@ class Workers:
             )
 
     def _spread(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-        """Results in the order of the jobs. A worker gets its next job as it starts on one, so that none waits."""
-        results: dict[int, T] = {}
-        running: dict[Future[T], tuple[int, ProcessPoolExecutor]] = {}
-        queue = iter(enumerate(jobs))
+        """Results in the order of the jobs. A worker gets its next jobs as it starts on some, so that none waits."""
+        finished: dict[int, list[T]] = {}
+        running: dict[Future[list[T]], tuple[int, ProcessPoolExecutor]] = {}
+        batches = _batches(jobs, len(self._pools))
 
         def start(pool: ProcessPoolExecutor) -> None:
-            for number, job in queue:
-                running[pool.submit(function, *job)] = number, pool
+            for number, batch in batches:
+                running[pool.submit(_in_turn, function, batch)] = number, pool
                 break
 
         try:
@@ -168,13 +168,24 @@ class Workers:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     number, pool = running.pop(future)
-                    results[number] = future.result()
+                    finished[number] = future.result()
                     start(pool)
         except BrokenProcessPool:
             raise LowrankError(
                 "a worker process died, most likely for lack of memory; try fewer with -o engine.workers=1"
             ) from None
-        return [results[number] for number in range(len(jobs))]
+        return [result for number in sorted(finished) for result in finished[number]]
+
+
+def _batches(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Sequence[tuple[Any, ...]]]]:
+    """The jobs in numbered batches: large ones first, because handing one over costs a millisecond on both sides,
+    and single jobs at the end, so that all workers end together.
+    """
+    start = 0
+    while start < len(jobs):
+        size = max(1, (len(jobs) - start) // (2 * workers))
+        yield start, jobs[start : start + size]
+        start += size
 
 
 def make_executor(workers: int) -> Executor:
@@ -237,6 +248,10 @@ def _set_up(
     torch.set_num_threads(how.threads)
     map_slots(slots)
     _resident = _Resident(pickle.loads(model), examples, parts, how)
+
+
+def _in_turn(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+    return [function(*job) for job in jobs]
 
 
 def _train(message: Message, slot: int) -> Message:
