@@ -1,0 +1,1 @@
+"""Adapters: frozen layers plus scale x composition. LoRA, LoHa, LoKr and AdaLoRA."""
