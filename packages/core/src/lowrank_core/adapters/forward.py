@@ -1,28 +1,47 @@
 """An adapted layer's output: the base layer's and the adapter's, by the cheapest exact way."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowrank_core.adapters.forms import Factors, Form
+from lowrank_core.adapters.forms import Factors, Form, LoKrForm
 from lowrank_core.adapters.geometry import Geometry
+from lowrank_core.adapters.ways.choice import Way, cheapest_way
+from lowrank_core.adapters.ways.convolution import convolve
+from lowrank_core.adapters.ways.dense import Dense
+from lowrank_core.adapters.ways.kronecker import kronecker
+from lowrank_core.adapters.ways.pair import PairConv, PairLinear
+from lowrank_core.adapters.ways.tucker import tucker
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
-
-def delta(x: Tensor, form: Form, factors: Factors, scale: float, geometry: Geometry) -> Tensor:
-    """scale · ΔW applied to a layer's input, without bias, in the input's dtype; differentiable.
+def delta(
+    x: Tensor, form: Form, factors: Factors, scale: float, geometry: Geometry, *, way: Way | None = None
+) -> Tensor:
+    """The scaled ΔW applied to a layer's input, without bias, in the input's dtype; differentiable.
 
     x is what the layer takes: `(..., in)`, `(batch, in, *positions)` for a convolution, integer ids for an embedding.
     """
-    weight = (scale * form.compose(factors, geometry)).to(x.dtype if x.is_floating_point() else None)
-    return apply_weight(x, weight, None, geometry)
+    return _output(x, None, None, form, factors, scale, geometry, way)
 
 
 def adapted(
-    x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, factors: Factors, scale: float, geometry: Geometry
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    form: Form,
+    factors: Factors,
+    scale: float,
+    geometry: Geometry,
+    *,
+    way: Way | None = None,
 ) -> Tensor:
-    """The output of the layer `(weight, bias)`, weight as `geometry.weight_shape` and frozen, plus `delta`."""
-    return apply_weight(x, weight, bias, geometry) + delta(x, form, factors, scale, geometry)
+    """The output of the layer `(weight, bias)` plus `delta`, in one node of the graph where the layer is frozen.
+
+    weight has `geometry.weight_shape`. way: force one of the ways; they give the same values and gradients.
+    """
+    if geometry.kind == "embedding" or weight.requires_grad or (bias is not None and bias.requires_grad):
+        return apply_weight(x, weight, bias, geometry) + delta(x, form, factors, scale, geometry, way=way)
+    return _output(x, weight, bias, form, factors, scale, geometry, way)
 
 
 def apply_weight(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -31,5 +50,40 @@ def apply_weight(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
         return F.linear(x, weight, bias)
     if geometry.kind == "embedding":
         return F.embedding(x, weight.T)
-    convolve = _CONV[len(geometry.kernel)]
-    return convolve(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    return convolve(x, weight, bias, geometry)
+
+
+def _output(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    form: Form,
+    factors: Factors,
+    scale: float,
+    geometry: Geometry,
+    way: Way | None,
+) -> Tensor:
+    if geometry.kind == "embedding":
+        up, down = factors["lora_embedding_B"], factors["lora_embedding_A"]
+        return F.embedding(x, down.T) @ (scale * up).T
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            weight = None if weight is None else weight.to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
+            return _output(x, weight, bias, form, factors, scale, geometry, way)
+    way = way or cheapest_way(form, factors, geometry, x)
+    tensors = dict(factors)
+    if way == "pair":
+        if geometry.kind == "linear":
+            return PairLinear.apply(x, weight, bias, form, scale, *tensors.values())
+        return PairConv.apply(x, weight, bias, form, scale, geometry, *tensors.values())
+    if way == "factors":
+        if isinstance(form, LoKrForm):
+            out = kronecker(x, form, factors, scale, geometry)
+        else:
+            out = tucker(x, factors, scale, geometry)
+        return out if weight is None else apply_weight(x, weight, bias, geometry) + out
+    merged = way == "merged"
+    return Dense.apply(x, weight, bias, form, scale, geometry, merged, tuple(tensors), *tensors.values())
