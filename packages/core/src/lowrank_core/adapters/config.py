@@ -25,7 +25,8 @@ class AdapterConfig:
     other_fields: fields of an adapter_config.json that mean nothing here, kept for writing it again.
 
     Raises:
-        UsageError: a rank below 1, an alpha that is not positive, a dropout outside [0, 1).
+        UsageError: a rank below 1, an alpha that is not positive, a dropout outside [0, 1), `layers_to_transform`
+            without a list to narrow, `layers_pattern` without `layers_to_transform`.
     """
 
     rank: int = 8
@@ -59,6 +60,16 @@ class AdapterConfig:
                 raise UsageError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.weight_decompose not in (None, "out", "in"):
             raise UsageError(f'weight_decompose must be "out", "in" or None, got {self.weight_decompose!r}')
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise UsageError(
+                "layers_to_transform narrows a list of target_modules, "
+                f"got the string {self.target_modules!r}; put the layers' numbers into the expression, or give a list"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise UsageError(
+                f"layers_pattern {self.layers_pattern!r} says where layers_to_transform finds its numbers, "
+                "and that is not given; give both"
+            )
 
     @property
     def form(self) -> Form:
