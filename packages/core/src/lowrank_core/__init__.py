@@ -8,6 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lowrank_core.adapters.patch import PatchReport, patch_peft, restore
+    from lowrank_core.compilation import compile
     from lowrank_core.errors import LowrankError, UsageError
     from lowrank_core.factorizations import Hadamard, LowRank
     from lowrank_core.jacobian import composed_weights, jacobian_correction
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from lowrank_core.replacement import FactorizeReport, factorize
 
 _HOMES = {
+    "adapters.patch": ("PatchReport", "patch_peft", "restore"),
+    "compilation": ("compile",),
     "errors": ("LowrankError", "UsageError"),
     "factorizations": ("Hadamard", "LowRank"),
     "replacement": ("FactorizeReport", "factorize"),
@@ -36,12 +40,16 @@ __all__ = [
     "Hadamard",
     "LowRank",
     "LowrankError",
+    "PatchReport",
     "Ratio",
     "UsageError",
     "WeightNormLSTM",
+    "compile",
     "composed_weights",
     "factorize",
     "jacobian_correction",
+    "patch_peft",
+    "restore",
 ]
 
 

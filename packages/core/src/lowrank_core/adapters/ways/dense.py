@@ -77,7 +77,7 @@ def compose_with_pullback(form: Form, factors: Factors, geometry: Geometry) -> t
     def compose(*tensors: Tensor) -> Tensor:
         return form.compose(dict(zip(names, tensors, strict=True)), geometry)
 
-    return cast(tuple[Tensor, Pullback], torch.func.vjp(compose, *factors.values()))
+    return cast("tuple[Tensor, Pullback]", torch.func.vjp(compose, *factors.values()))
 
 
 def _hadamard_with_pullback(factors: Factors, geometry: Geometry) -> tuple[Tensor, Pullback]:
