@@ -8,7 +8,21 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lowrank_core.adapters.config import AdaLoRA, LoHa, LoKr, LoRA
+    from lowrank_core.adapters.control import (
+        adapters_of,
+        configs_of,
+        disable,
+        set_active,
+        set_scale,
+        trainable_parameters,
+    )
+    from lowrank_core.adapters.inject import inject, remove
+    from lowrank_core.adapters.layer import AdaptedLayer, Adapter
+    from lowrank_core.adapters.merge import MergeReport, merge, unmerge
     from lowrank_core.adapters.patch import PatchReport, patch_peft, restore
+    from lowrank_core.adapters.targets import Target, find_targets
+    from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
     from lowrank_core.compilation import compile
     from lowrank_core.errors import LowrankError, UsageError
     from lowrank_core.factorizations import Hadamard, LowRank
@@ -18,6 +32,13 @@ if TYPE_CHECKING:
     from lowrank_core.replacement import FactorizeReport, factorize
 
 _HOMES = {
+    "adapters.config": ("AdaLoRA", "LoHa", "LoKr", "LoRA"),
+    "adapters.control": ("adapters_of", "configs_of", "disable", "set_active", "set_scale", "trainable_parameters"),
+    "adapters.inject": ("inject", "remove"),
+    "adapters.layer": ("AdaptedLayer", "Adapter"),
+    "adapters.merge": ("MergeReport", "merge", "unmerge"),
+    "adapters.targets": ("Target", "find_targets"),
+    "adapters.tensors": ("load_state_dict_into", "state_dict_of"),
     "adapters.patch": ("PatchReport", "patch_peft", "restore"),
     "compilation": ("compile",),
     "errors": ("LowrankError", "UsageError"),
@@ -30,6 +51,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaLoRA",
+    "AdaptedLayer",
+    "Adapter",
     "FactorizeReport",
     "FactorizedConv2d",
     "FactorizedLSTM",
@@ -38,18 +62,36 @@ __all__ = [
     "FixedRank",
     "Gamma",
     "Hadamard",
+    "LoHa",
+    "LoKr",
+    "LoRA",
     "LowRank",
     "LowrankError",
+    "MergeReport",
     "PatchReport",
     "Ratio",
+    "Target",
     "UsageError",
     "WeightNormLSTM",
+    "adapters_of",
     "compile",
     "composed_weights",
+    "configs_of",
+    "disable",
     "factorize",
+    "find_targets",
+    "inject",
     "jacobian_correction",
+    "load_state_dict_into",
+    "merge",
     "patch_peft",
+    "remove",
     "restore",
+    "set_active",
+    "set_scale",
+    "state_dict_of",
+    "trainable_parameters",
+    "unmerge",
 ]
 
 

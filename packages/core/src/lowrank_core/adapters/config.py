@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowrank_core.adapters.dora import Axis
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, Init, LoHaForm, LoKrForm, LoRAForm
 from lowrank_core.errors import UsageError
 
@@ -40,7 +41,7 @@ class AdapterConfig:
     modules_to_save: Sequence[str] = ()
     init_weights: Init = "peft"
     rank_stabilized: bool = False
-    weight_decompose: str | None = None
+    weight_decompose: Axis | None = None
     dropout: float = 0.0
     rank_dropout: float = 0.0
     module_dropout: float = 0.0

@@ -1,5 +1,8 @@
 """Modules that stand in the place of others, and the names that a model's modules had before."""
 
+# A module used twice by one parent is seen in `_modules` alone.
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +29,12 @@ class Wrapper(nn.Module):
             # While a copy or a pickle is being built there is no base yet to ask.
             if "base" not in self.__dict__.get("_modules", {}):
                 raise
-            return getattr(self.base, name)
+            return getattr(self.current, name)
+
+    @property
+    def current(self) -> nn.Module:
+        """The module that this one speaks for."""
+        return self.base
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -47,3 +55,28 @@ def _walk(name: str, module: nn.Module, seen: set[nn.Module]) -> Iterator[tuple[
     yield name, module
     for child_name, child in module.named_children():
         yield from _walk(f"{name}.{child_name}" if name else child_name, child, seen)
+
+
+def wrappers(model: nn.Module) -> Iterator[tuple[str, Wrapper]]:
+    """The wrappers in a model with the names of what they wrap, in the order of `original_modules`."""
+    named = {id(module): name for name, module in original_modules(model)}
+    found = {id(module.base): module for module in model.modules() if isinstance(module, Wrapper)}
+    return ((name, found[key]) for key, name in named.items() if key in found)
+
+
+def replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, under all the names these have; all of them or, if that fails, none."""
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        if not isinstance(parent, Wrapper)
+        for name, child in parent._modules.items()
+        if child is not None and child in new
+    ]
+    try:
+        for parent, name, child in places:
+            setattr(parent, name, new[child])
+    except BaseException:
+        for parent, name, child in places:
+            parent._modules[name] = child
+        raise
