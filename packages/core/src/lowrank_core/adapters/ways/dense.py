@@ -16,6 +16,7 @@ from torch import Tensor
 from lowrank_core.adapters.forms import Factors, Form, LoHaForm
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.convolution import convolve, input_gradient, weight_gradient
+from lowrank_core.adapters.ways.kernels import compose
 
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -36,7 +37,7 @@ class Dense(torch.autograd.Function):
         names: tuple[str, ...],
         *factors: Tensor,
     ) -> Tensor:
-        delta = (scale * form.compose(dict(zip(names, factors, strict=True)), geometry)).to(x.dtype)
+        delta = compose(form, dict(zip(names, factors, strict=True)), scale, geometry, x.dtype)
         ctx.form, ctx.scale, ctx.geometry, ctx.merged, ctx.names = form, scale, geometry, merged, names
         ctx.save_for_backward(x, weight, *factors)
         if weight is None:
@@ -74,10 +75,10 @@ def compose_with_pullback(form: Form, factors: Factors, geometry: Geometry) -> t
         return _hadamard_with_pullback(factors, geometry)
     names = tuple(factors)
 
-    def compose(*tensors: Tensor) -> Tensor:
+    def composition(*tensors: Tensor) -> Tensor:
         return form.compose(dict(zip(names, tensors, strict=True)), geometry)
 
-    return cast("tuple[Tensor, Pullback]", torch.func.vjp(compose, *factors.values()))
+    return cast("tuple[Tensor, Pullback]", torch.func.vjp(composition, *factors.values()))
 
 
 def _hadamard_with_pullback(factors: Factors, geometry: Geometry) -> tuple[Tensor, Pullback]:
