@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer, alone in a Sequential, and an input for it."""
+    """A layer or a block, alone in a Sequential, and an input for it."""
 
     family: str
     layer: Callable[[], nn.Module]
@@ -34,9 +34,25 @@ class Shape:
 
     def input(self) -> Tensor:
         layer: Any = self.layer()
-        if isinstance(layer, nn.Linear):
-            return torch.randn(1, *self.positions, layer.in_features)
-        return torch.randn(1, layer.in_channels, *self.positions)
+        if isinstance(layer, nn.Conv2d):
+            return torch.randn(1, layer.in_channels, *self.positions)
+        return torch.randn(1, *self.positions, layer.in_features)
+
+
+class TransformerBlock(nn.Module):
+    """A block of the UNet's level of 1280: self-attention, attention to 77 tokens of text, feed-forward."""
+
+    in_features = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusers.models.attention import BasicTransformerBlock
+
+        self.block = BasicTransformerBlock(1280, 20, 64, cross_attention_dim=2048)
+        self.register_buffer("text", torch.randn(1, 77, 2048))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, encoder_hidden_states=self.text)
 
 
 def _linear(inputs: int, outputs: int) -> Callable[[], nn.Module]:
@@ -57,6 +73,7 @@ SHAPES = {
     "conv 320": Shape("sdxl", _conv(320), (64, 64)),
     "conv 640": Shape("sdxl", _conv(640), (32, 32)),
     "conv 1280": Shape("sdxl", _conv(1280), (16, 16)),
+    "block": Shape("block", TransformerBlock, (1024,)),
     "3072": Shape("llm", _linear(3072, 3072), (1024,)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -99,9 +116,10 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
             skipped[peer] = str(error)
     worst = {peer: disagreement(models["ours"], models[peer], x) for peer in models if peer in PEERS}
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    # LyCORIS's rebuilt weight W + ΔW is rounded to the base's dtype and then subtracted again: see its own bound.
     for peer, error in worst.items():
-        assert error < tolerance or dtype != torch.float32, f"{peer} computes something else: {error:.1e} off"
+        # LyCORIS's rebuilt weight is rounded to the base's dtype with W added and taken away again: off in bfloat16.
+        rounded = peer == "LyCORIS rebuild" and dtype != torch.float32
+        assert error < tolerance or rounded, f"{peer} computes something else: {error:.1e} off"
     held = {key: held_bytes(model, x) for key, model in models.items()}
     steps = {key: make_step(_compiled(model, arguments), x) for key, model in models.items()}
     milliseconds: dict[str, list[float]] = {key: [] for key in steps}
@@ -116,7 +134,7 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
         "rank": rank,
         "milliseconds": milliseconds,
         "held_bytes": held,
-        "floor": floor(base[0], rank) if arguments.method == "loha" else None,
+        "floor": floor(base[0], rank) if arguments.method == "loha" and hasattr(base[0], "weight") else None,
         "disagreement": worst,
         "skipped": skipped,
     }

@@ -89,19 +89,18 @@ def main() -> None:
                 except RuntimeError as error:
                     skipped[key] = str(error)
                     console.print(f"{who.name} is skipped: {error}", markup=False)
+                if arguments.json:
+                    record = {
+                        "machine": about,
+                        "data": data,
+                        "cell": arguments.cell,
+                        "rounds": arguments.rounds,
+                        "repeats": arguments.repeats,
+                        "results": {other.name: results[name] for name, other in chosen.items()},
+                        "skipped": {chosen[name].name: reason for name, reason in skipped.items()},
+                    }
+                    Path(arguments.json).write_text(json.dumps(record, indent=2) + "\n")
     print_table(arguments, chosen, results, skipped)
-    if arguments.json:
-        named = {who.name: results[key] for key, who in chosen.items()}
-        record = {
-            "machine": about,
-            "data": data,
-            "cell": arguments.cell,
-            "rounds": arguments.rounds,
-            "repeats": arguments.repeats,
-            "results": named,
-            "skipped": {chosen[key].name: reason for key, reason in skipped.items()},
-        }
-        Path(arguments.json).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def hand_over(cell: Cell, name: str, path: str | None, file: Path) -> str:
@@ -213,7 +212,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--cores", type=int, default=cores(), help="processes or threads of each; default: all")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(competitors("pfl", 1)))
-    parser.add_argument("--json", metavar="FILE", help="write everything measured")
+    parser.add_argument("--json", metavar="FILE", help="write everything measured, run by run as it ends")
     return parser.parse_args()
 
 
