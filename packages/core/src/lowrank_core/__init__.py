@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowrank_core.compilation import compile
     from lowrank_core.errors import LowrankError, UsageError
     from lowrank_core.factorizations import Hadamard, LowRank
+    from lowrank_core.files import load, save
     from lowrank_core.jacobian import composed_weights, jacobian_correction
     from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight, WeightNormLSTM
     from lowrank_core.ranks import FixedRank, Gamma, Ratio
@@ -42,6 +43,7 @@ _HOMES = {
     "adapters.patch": ("PatchReport", "patch_peft", "restore"),
     "compilation": ("compile",),
     "errors": ("LowrankError", "UsageError"),
+    "files": ("load", "save"),
     "factorizations": ("Hadamard", "LowRank"),
     "replacement": ("FactorizeReport", "factorize"),
     "jacobian": ("composed_weights", "jacobian_correction"),
@@ -82,11 +84,13 @@ __all__ = [
     "find_targets",
     "inject",
     "jacobian_correction",
+    "load",
     "load_state_dict_into",
     "merge",
     "patch_peft",
     "remove",
     "restore",
+    "save",
     "set_active",
     "set_scale",
     "state_dict_of",

@@ -1,0 +1,22 @@
+"""Adapters in files: PEFT folders, kohya / LyCORIS / ComfyUI files, diffusers' LoRA files, merged weights."""
+
+from lowrank_core.files.as_lora import LoRAExport, as_lora
+from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter
+from lowrank_core.files.convert import Conversion, convert
+from lowrank_core.files.model import adapter_file_of, load, save, write
+from lowrank_core.files.read import read
+
+__all__ = [
+    "AdapterFile",
+    "Component",
+    "Conversion",
+    "LoRAExport",
+    "ModuleAdapter",
+    "adapter_file_of",
+    "as_lora",
+    "convert",
+    "load",
+    "read",
+    "save",
+    "write",
+]

@@ -1,0 +1,136 @@
+"""Reading and writing safetensors files: what can be wrong with one is said, and a write is whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from lowrank_core.errors import LowrankError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAGICS = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle"}
+_LARGEST_HEADER = 100_000_000
+"""safetensors' own limit."""
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors, on the CPU, and its metadata.
+
+    Raises:
+        LowrankError: there is no such file, it is a pickle, it is no safetensors file, or it is cut off.
+    """
+    check_readable(path)
+    try:
+        with _open(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise LowrankError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+
+
+def _open(path: Path) -> Any:
+    # safetensors has no types.
+    return safe_open(path, "pt")
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what must not be opened, before anything is.
+
+    Raises:
+        LowrankError: as `read_tensors`.
+    """
+    if not path.is_file():
+        raise LowrankError(f"there is no file {path}; check the path")
+    with path.open("rb") as file:
+        start = file.read(8)
+    found = next((text for magic, text in _MAGICS.items() if start.startswith(magic)), None)
+    if path.suffix.lower() in _PICKLES or found:
+        raise LowrankError(
+            f"{path} is {found or f'a {path.suffix} file'}: opening a pickle can run code, so it is never opened here; "
+            "convert it to safetensors with the program that wrote it"
+        )
+    size = path.stat().st_size
+    if not size:
+        raise LowrankError(f"{path} is empty; copy or download it again")
+    header = int.from_bytes(start, "little")
+    if len(start) < 8 or header > _LARGEST_HEADER:
+        raise LowrankError(f"{path} is not a safetensors file; give one, or a PEFT folder")
+    if header + 8 > size:
+        raise LowrankError(f"{path} is cut off: {size} bytes of at least {header + 8}; copy or download it again")
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, without reading their numbers.
+
+    Raises:
+        LowrankError: as `read_tensors`.
+    """
+    check_readable(path)
+    try:
+        with _open(path) as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise LowrankError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file in one step: a reader finds all of it or none."""
+    content = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    # Tensors that share memory (tied weights) are refused by safetensors; a file holds each in full.
+    seen: set[int] = set()
+    for name, tensor in content.items():
+        if tensor.data_ptr() in seen:
+            content[name] = tensor.clone()
+        seen.add(content[name].data_ptr())
+    write_bytes(path, serialise(content, {"format": "pt", **metadata}))
+
+
+def write_json(path: Path, value: object) -> None:
+    """As PEFT writes adapter_config.json: two spaces, keys sorted."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step, through a temporary one beside it.
+
+    Raises:
+        LowrankError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise LowrankError(f"cannot write to {path}: {error.strerror}; choose another place") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes files for their owner alone; these are meant to be shared.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise LowrankError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from None
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse to write over something that is there.
+
+    Raises:
+        LowrankError: there is something, and `overwrite` is not set.
+    """
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if occupied and not overwrite:
+        raise LowrankError(f"{path} is there already; choose another name, or overwrite it")
+
+
+def stored_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which products of a file's tensors are stored: never less than fp32, which products of bf16 fit."""
+    return torch.promote_types(tensor.dtype, torch.float32)
