@@ -81,9 +81,8 @@ def _output(
         return PairConv.apply(x, weight, bias, form, scale, geometry, *tensors.values())
     if way == "factors":
         if isinstance(form, LoKrForm):
-            out = kronecker(x, form, factors, scale, geometry)
-        else:
-            out = tucker(x, factors, scale, geometry)
+            return kronecker(x, weight, bias, form, factors, scale, geometry)
+        out = tucker(x, factors, scale, geometry)
         return out if weight is None else apply_weight(x, weight, bias, geometry) + out
     merged = way == "merged"
     return Dense.apply(x, weight, bias, form, scale, geometry, merged, tuple(tensors), *tensors.values())

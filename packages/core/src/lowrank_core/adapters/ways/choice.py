@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank_core.adapters.forms import Factors, Form, LoHaForm, LoKrForm
 from lowrank_core.adapters.geometry import Geometry
+from lowrank_core.adapters.ways.kronecker import mix_first
 
 Way = Literal["pair", "factors", "dense", "merged"]
 """pair: ΔW as up · down, two thin products. factors: one factor after the other. dense: ΔW composed, a product of its
@@ -30,6 +31,8 @@ def possible_ways(form: Form, factors: Factors, geometry: Geometry, dtype: torch
         return (("factors",) if geometry.groups == 1 else ()) + composing
     if "hada_t1" in factors:
         return composing
+    if geometry.kind == "conv" and not all(factor.numel() for factor in factors.values()):
+        return composing  # of rank 0, as pruning may leave it: torch has no convolution to no channels
     return ("pair", *composing)
 
 
@@ -82,6 +85,8 @@ def _factors_cost(form: Form, factors: Factors, geometry: Geometry, positions: i
     a = (factors["lokr_w1"] if "lokr_w1" in factors else factors["lokr_w1_a"]).shape[0]
     c = (factors["lokr_w1"] if "lokr_w1" in factors else factors["lokr_w1_b"]).shape[1]
     b, d = outputs // a, inputs // c
-    first, second = (c * b * (d + a), c * b + outputs), (a * d * (c + b), a * d + outputs)
-    multiplications, written = min(first, second) if geometry.kind == "linear" else first
+    if geometry.kind == "linear" and mix_first(a, c, b, d):
+        multiplications, written = a * d * (c + b), a * d + outputs
+    else:
+        multiplications, written = c * b * (d + a), c * b + outputs
     return 2 * passes * positions * multiplications, 2 * passes * positions * written
