@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowrank_core.adapters.patch import PatchReport, patch_peft, restore
     from lowrank_core.adapters.targets import Target, find_targets
     from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
+    from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks, rank_pattern
     from lowrank_core.compilation import compile
     from lowrank_core.errors import LowrankError, UsageError
     from lowrank_core.factorizations import Hadamard, LowRank
@@ -41,6 +42,7 @@ _HOMES = {
     "adapters.targets": ("Target", "find_targets"),
     "adapters.tensors": ("load_state_dict_into", "state_dict_of"),
     "adapters.patch": ("PatchReport", "patch_peft", "restore"),
+    "adaptive": ("AdaptiveRank", "RankAllocator", "adapt_ranks", "rank_pattern"),
     "compilation": ("compile",),
     "errors": ("LowrankError", "UsageError"),
     "files": ("load", "save"),
@@ -56,6 +58,7 @@ __all__ = [
     "AdaLoRA",
     "AdaptedLayer",
     "Adapter",
+    "AdaptiveRank",
     "FactorizeReport",
     "FactorizedConv2d",
     "FactorizedLSTM",
@@ -71,10 +74,12 @@ __all__ = [
     "LowrankError",
     "MergeReport",
     "PatchReport",
+    "RankAllocator",
     "Ratio",
     "Target",
     "UsageError",
     "WeightNormLSTM",
+    "adapt_ranks",
     "adapters_of",
     "compile",
     "composed_weights",
@@ -88,6 +93,7 @@ __all__ = [
     "load_state_dict_into",
     "merge",
     "patch_peft",
+    "rank_pattern",
     "remove",
     "restore",
     "save",

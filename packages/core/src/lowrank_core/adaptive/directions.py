@@ -120,13 +120,14 @@ class Directions:
                 f"{_brief(names)}; adapt the ranks of the same adapters"
             )
         for (group, side), present in zip(self.sides, state["present"], strict=True):
-            if side.rank not in (sum(present), len(present)):
+            # A state that says nothing new may meet weights that are ahead of it: accelerate loads what it just saved.
+            if present != side.present and side.rank not in (sum(present), len(present)):
                 raise LowrankError(
                     f"{group.name} has rank {side.rank}, but its saved allocation has {sum(present)} of "
                     f"{len(present)}; load the model's weights of the same checkpoint first"
                 )
         for (group, side), present, mask in zip(self.sides, state["present"], state["masks"], strict=True):
-            if side.rank > sum(present):
+            if present != side.present and side.rank > sum(present):
                 self.keep(group, side, present)
             side.present = list(present)
             device = side.value.parameter.device
