@@ -23,7 +23,7 @@ class ModuleAdapter:
     """One layer's factors, by the form's names (`lora_A`, `hada_w1_a`, ...) and in its shapes.
 
     rank, alpha: what the scale is computed from. An AdaLoRA layer keeps its initial rank here and may hold fewer rows.
-    magnitude: DoRA's, one number for each output or input (see `axis`).
+    magnitude: DoRA's, one number for each output or input (see `axis`), in whatever shape the file had.
     """
 
     factors: Mapping[str, Tensor]

@@ -59,7 +59,8 @@ def check_factors(method: str, name: str, factors: Mapping[str, Tensor]) -> int:
                     f"{where + ' of shape ' + str(tuple(factors[where].shape)) if where else 'a single column'}; "
                     "the file is damaged or of another format"
                 )
-    if any(not factor.numel() for factor in factors.values()):
+    # Of an AdaLoRA layer every direction may be pruned.
+    if method != "adalora" and any(not factor.numel() for factor in factors.values()):
         raise LowrankError(f"{name} has rank 0: its factors hold no numbers; leave the module out of the file")
     return lengths.get("r", lengths.get("s", (0, "")))[0]
 

@@ -145,7 +145,7 @@ def _file(
     for name, each in held.items():
         rank, alpha = _rank_and_alpha(method, name, each)
         axis: Any = decomposed.get(name)
-        modules[name] = ModuleAdapter(each.factors, rank, alpha, None if axis is None else _flat(each.dora), axis)
+        modules[name] = ModuleAdapter(each.factors, rank, alpha, each.dora, axis)
     if config is not None:
         return replace(
             AdapterFile(config, modules, {}, dict(metadata), component), modules=_as_configured(config, modules, path)
@@ -215,7 +215,3 @@ def _axis(name: str, dora: Tensor | None) -> str:
     if len(shape) == 1:
         return "out"
     raise LowrankError(f"{name} has dora_scale of shape {shape}, expected (out, 1, ...) or (1, in, ...)")
-
-
-def _flat(dora: Tensor | None) -> Tensor | None:
-    return None if dora is None else dora.flatten()

@@ -64,8 +64,8 @@ def kohya_tensors(
             if flat in modules:
                 raise LowrankError(f"{name} and {modules[flat]} would both be called {flat}; write a PEFT folder")
             modules[flat] = name
-            one_dimensional = at_hand is not None and name in at_hand and len(at_hand[name].kernel) == 1
-            for leaf, tensor in _leaves(file, name, one_dimensional).items():
+            dimensions = len(at_hand[name].kernel) if at_hand is not None and name in at_hand else None
+            for leaf, tensor in _leaves(file, name, dimensions).items():
                 tensors[f"{flat}.{leaf}"] = tensor
     configs = {file.component: to_json(file.config) for file in files if not _beyond_peft(file)}
     entries = {**_described(files, tensors), MODULES_KEY: json.dumps(modules)}
@@ -90,8 +90,11 @@ def _beyond_peft(file: AdapterFile) -> bool:
     return other_dora or (config.method == "lora" and is_tucker(config))
 
 
-def _leaves(file: AdapterFile, name: str, one_dimensional: bool) -> dict[str, Tensor]:
-    """What the file says of one module; alpha so that alpha / rank is the scale, whatever rule it came from."""
+def _leaves(file: AdapterFile, name: str, dimensions: int | None) -> dict[str, Tensor]:
+    """What the file says of one module; alpha so that alpha / rank is the scale, whatever rule it came from.
+
+    dimensions: the kernel's, where the layer is known.
+    """
     module, scaling = file.modules[name], file.scaling(name)
     factors = dict(module.factors)
     if isinstance(file.config, LoKr):
@@ -99,14 +102,15 @@ def _leaves(file: AdapterFile, name: str, one_dimensional: bool) -> dict[str, Te
     else:
         # The module's own alpha where it is the same, for that is what a reader of the file expects to see.
         alpha = scaling * module.rank if file.config.rank_stabilized else module.alpha
-    if one_dimensional:
+    if dimensions == 1:
         # LyCORIS stores kernels of one dimension as they are, PEFT with a second one.
         factors = {key: t.squeeze(-1) if key in _CORES and t.dim() == 4 else t for key, t in factors.items()}
     leaves = {"alpha": torch.tensor(float(alpha))} | {_LEAVES.get(key, key): t for key, t in factors.items()}
     if module.magnitude is not None:
-        ones = (1,) * _kernel_dimensions(module.factors)
-        shape = (1, -1, *ones) if module.axis == "in" else (-1, 1, *ones)
-        leaves["dora_scale"] = module.magnitude.reshape(shape)
+        # A flat convolution does not show its kernel; the shape that its magnitude came in may.
+        shown = max(_kernel_dimensions(module.factors), module.magnitude.dim() - 2)
+        ones = (1,) * (shown if dimensions is None else dimensions)
+        leaves["dora_scale"] = module.magnitude.reshape((1, -1, *ones) if module.axis == "in" else (-1, 1, *ones))
     return leaves
 
 

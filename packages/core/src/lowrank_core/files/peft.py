@@ -105,6 +105,8 @@ def from_peft_tensors(
             raise LowrankError(
                 f"{module} has factors of rank {rank}, but {CONFIG_NAME} says {said}; restore the file that fits"
             )
+        if config.method == "adalora":
+            held = empty_row(held)
         modules[module] = ModuleAdapter(
             held, said, alpha, magnitudes.get(module), "out" if module in magnitudes else None
         )
@@ -143,7 +145,7 @@ def peft_tensors(file: AdapterFile) -> dict[str, Tensor]:
         if module.magnitude is not None:
             down = module.factors.get("lora_A")
             ones = (1,) * (down.dim() - 2) if down is not None else ()
-            magnitude = module.magnitude.reshape(1, -1, *ones) if ones else module.magnitude
+            magnitude = module.magnitude.reshape((1, -1, *ones) if ones else (-1,))
             tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude
     return tensors | {_PREFIX + name: tensor for name, tensor in file.saved.items()}
 
@@ -167,7 +169,9 @@ def _with_kept_ranks(file: AdapterFile, config: AdaLoRA) -> AdapterFile:
     patterns: dict[str, list[bool]] = {}
     if len({module.rank for module in file.modules.values()}) > 1:
         raise LowrankError("PEFT gives every AdaLoRA layer the same initial rank; write this adapter as plain LoRA")
-    for name, module in file.modules.items():
+    filled = {name: replace(m, factors=empty_row(m.factors)) for name, m in file.modules.items()}
+    file = replace(file, modules=filled)
+    for name, module in filled.items():
         kept = module.factors["lora_A"].shape[0]
         if kept < module.rank:
             patterns[f"{name}.lora_E"] = [row < kept for row in range(module.rank)]

@@ -48,8 +48,10 @@ def check_readable(path: Path) -> None:
     if not path.is_file():
         raise LowrankError(f"there is no file {path}; check the path")
     with path.open("rb") as file:
-        start = file.read(8)
-    found = next((text for magic, text in _MAGICS.items() if start.startswith(magic)), None)
+        start = file.read(9)
+    # A safetensors file starts with the length of its header, which may begin like a pickle; its header is JSON.
+    is_json = start.endswith(b"{") and len(start) == 9
+    found = None if is_json else next((text for magic, text in _MAGICS.items() if start.startswith(magic)), None)
     if path.suffix.lower() in _PICKLES or found:
         raise LowrankError(
             f"{path} is {found or f'a {path.suffix} file'}: opening a pickle can run code, so it is never opened here; "
@@ -58,8 +60,8 @@ def check_readable(path: Path) -> None:
     size = path.stat().st_size
     if not size:
         raise LowrankError(f"{path} is empty; copy or download it again")
-    header = int.from_bytes(start, "little")
-    if len(start) < 8 or header > _LARGEST_HEADER:
+    header = int.from_bytes(start[:8], "little")
+    if not is_json or header > _LARGEST_HEADER:
         raise LowrankError(f"{path} is not a safetensors file; give one, or a PEFT folder")
     if header + 8 > size:
         raise LowrankError(f"{path} is cut off: {size} bytes of at least {header + 8}; copy or download it again")
