@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from lowrank_core.adapters.config import AdapterConfig
+from lowrank_core.adapters.fastpath import Switched
 from lowrank_core.adapters.layer import AdaptedLayer, Adapter
 from lowrank_core.adapters.saved import SavedModule
 from lowrank_core.adapters.wrapper import wrappers
@@ -16,10 +17,11 @@ from lowrank_core.errors import UsageError
 
 @dataclass
 class Record:
-    """What `inject` notes on a model: the adapters' configurations, and which parameters were trainable before."""
+    """What `inject` notes on a model: the adapters' configurations, and what was different before."""
 
     configs: dict[str, AdapterConfig] = field(default_factory=dict[str, AdapterConfig])
     trainable: frozenset[str] = frozenset()
+    switched: Switched = ()
 
 
 def record_of(model: nn.Module) -> Record:

@@ -18,6 +18,7 @@ from lowrank_core.adapters.control import (
     saved_of,
     set_active,
 )
+from lowrank_core.adapters.fastpath import switch_off, switch_on
 from lowrank_core.adapters.layer import AdaptedLayer, Adapter
 from lowrank_core.adapters.saved import SavedModule
 from lowrank_core.adapters.targets import Target, find_targets, saved_names
@@ -54,7 +55,7 @@ def inject(
     record = record_of(model)
     if name in record.configs:
         raise UsageError(f"the model has an adapter {name!r} already; choose another name, or remove that one first")
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise UsageError(f"an adapter's name is a word without dots that nn.ModuleDict has no use for, got {name!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise UsageError(f"the factors' dtype must be a floating point one, got {dtype}")
@@ -76,9 +77,10 @@ def inject(
     for path in wanted:
         if path not in saved:
             new[originals[path]] = saved[path] = SavedModule(originals[path])
-    trainable = (
-        record.trainable if record.configs else frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-    )
+    trainable = record.trainable
+    if not record.configs:  # under all names: merging may untie what shares a parameter
+        named = model.named_parameters(remove_duplicate=False)
+        trainable = frozenset(path for path, parameter in named if parameter.requires_grad)
     replace(model, new)
     if not record.configs:
         model.requires_grad_(False)
@@ -86,7 +88,8 @@ def inject(
         layers[path].adapters[name] = adapter
     for path, copied in copies.items():
         saved[path].copies[name] = copied
-    keep_record(model, Record({**record.configs, name: config}, trainable))
+    switched = record.switched + switch_off(model, adapters)
+    keep_record(model, Record({**record.configs, name: config}, trainable, switched))
     set_active(model, name)
     return model
 
@@ -121,8 +124,9 @@ def remove(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
         wrapper.active = [one for one in wrapper.active if one not in gone]
     replace(model, {wrapper: wrapper.base for wrapper, held in parts if not held})
     left = {key: config for key, config in record.configs.items() if key not in gone}
-    keep_record(model, Record(left, record.trainable))
+    keep_record(model, Record(left, record.trainable, record.switched))
     if not left:
+        switch_on(model, record.switched)
         for path, parameter in model.named_parameters():
             parameter.requires_grad_(path in record.trainable)
     return model

@@ -110,7 +110,7 @@ class Adapter(nn.Module):
         )
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
-        """What the adapter adds to the output of `base`."""
+        """What the adapter adds to the output of `base`; a convolution's input has a batch."""
         geometry = self.geometry
         if self.training and self.dropout and x.is_floating_point():
             x = nn.functional.dropout(x, self.dropout)
@@ -150,7 +150,7 @@ class AdaptedLayer(Wrapper):
     def __init__(self, base: nn.Module, geometry: Geometry) -> None:
         super().__init__(base)
         self.geometry = geometry
-        self.adapters = nn.ModuleDict()
+        self.adapters = nn.ModuleDict().train(base.training)
         self.active: list[str] = []
         self.merged: tuple[str, ...] = ()
         self.original: dict[str, nn.Parameter] = {}
@@ -166,6 +166,9 @@ class AdaptedLayer(Wrapper):
         return _weight(self.base, self.geometry)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kernel = self.geometry.kernel
+        if kernel and x.dim() == len(kernel) + 1:  # an example without a batch, as torch's convolutions take
+            return self.forward(x.unsqueeze(0), *args, **kwargs).squeeze(0)
         names = [] if self.disabled else [name for name in self.active if name not in self.merged]
         adapters = [self.adapter(name) for name in names]
         if len(adapters) == 1 and adapters[0].is_simple and not args and not kwargs and _is_plain(self.base):

@@ -63,8 +63,8 @@ def merge(model: nn.Module, names: Sequence[str] | str | None = None) -> MergeRe
     names: the adapters to merge; those in use if None.
 
     Raises:
-        UsageError: a name the model does not have, nothing to merge, merged weights, weights on the meta device, an
-            embedding with max_norm (which rescales its rows when they are looked up).
+        UsageError: a name the model does not have, nothing to merge, merged weights, weights that are computed or on
+            the meta device, an embedding with max_norm (which rescales its rows when they are looked up).
         LowrankError: a merged weight is not finite in the weight's dtype. The model is then unchanged.
     """
     wanted = [names] if isinstance(names, str) else names
@@ -105,6 +105,10 @@ def unmerge(model: nn.Module) -> None:
 def _merged(
     path: str, layer: AdaptedLayer, names: Sequence[str], tied: Mapping[int, list[str]]
 ) -> tuple[nn.Parameter, MergedLayer]:
+    if "weight" not in dict(layer.base.named_parameters(recurse=False)):
+        raise UsageError(
+            f"{path} computes its weight (a parametrization), so nothing can be merged into it; remove that"
+        )
     old = cast(nn.Parameter, layer.base.weight)
     if old.is_meta:
         raise UsageError(f"{path} is on the meta device, which holds no numbers to merge; load its weight first")

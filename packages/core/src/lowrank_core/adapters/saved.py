@@ -17,7 +17,7 @@ class SavedModule(Wrapper):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        self.copies = nn.ModuleDict()
+        self.copies = nn.ModuleDict().train(base.training)
         self.active: list[str] = []
         self.disabled = False
 

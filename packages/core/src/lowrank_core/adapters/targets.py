@@ -197,7 +197,7 @@ def _geometry(name: str, modules: Mapping[str, nn.Module], config: AdapterConfig
             raise UsageError(
                 f"{name} is a quantized layer ({kind}), which is not supported; load the model unquantized"
             )
-        raise UsageError(f"{name} is a {kind}, and adapters go to {ADAPTABLE} layers alone; {leave}")
+        raise UsageError(f"{name} is of type {kind}, and adapters go to {ADAPTABLE} layers alone; {leave}")
     weight = module.weight
     assert isinstance(weight, Tensor)
     if is_lazy(weight):
