@@ -76,3 +76,10 @@ def test_the_two_terms_of_a_loha_keep_equally_many_each_of_its_own_best():
         [[False, True, True], [True, False, True]],
         [[False, True], [False, True]],
     ]
+
+
+def test_a_layer_may_be_promised_a_least_rank():
+    weak, strong = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([5.0, 6.0, 7.0])
+    assert [m[0].tolist() for m in allocate([[weak], [strong]], 3)] == [[False] * 3, [True] * 3]
+    kept = [m[0].tolist() for m in allocate([[weak], [strong]], 3, least=1)]
+    assert kept == [[False, False, True], [False, True, True]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def allocate(scores: Sequence[Sequence[Tensor]], budget: int) -> list[list[Tensor]]:
+def allocate(scores: Sequence[Sequence[Tensor]], budget: int, least: int = 0) -> list[list[Tensor]]:
     """Which directions of each layer stay when `budget` of all do: boolean masks of the scores' shapes.
 
     scores: for each layer, for each of its sides, one number a direction. A layer of one side (AdaLoRA) keeps those of
@@ -19,11 +19,15 @@ def allocate(scores: Sequence[Sequence[Tensor]], budget: int) -> list[list[Tenso
     means nothing, so each term's are ranked by themselves, and the n-th best of one goes with the n-th best of the
     other: their sum is what the pair competes with.
 
+    least: what every layer keeps whatever its scores; times the number of layers, at most the budget.
+
     Computed where the scores are, without waiting for the device.
     """
     device = scores[0][0].device
     orders = [[torch.sort(side, descending=True, stable=True) for side in sides] for sides in scores]
     pairs = [torch.stack([order.values.to(device) for order in sides]).sum(0) for sides in orders]
+    for pair in pairs:
+        pair[:least] = torch.inf
     joined = torch.cat(pairs)
     stays = torch.zeros(len(joined), dtype=torch.bool, device=device)
     stays[torch.sort(joined, descending=True, stable=True).indices[:budget]] = True

@@ -158,7 +158,8 @@ class RankAllocator:
             if not self.finished:  # the last allocation ranks by what the steps before it said, as the authors' does
                 self._importance.update(directions.parameters, self._unscaled or directions.gradients)
             if self.schedule.allocates(self.step):
-                directions.mark(allocate(directions.scores(self._importance), self.schedule.budget(self.step)))
+                budget, least = self.schedule.budget(self.step), directions.groups[0].least_rank
+                directions.mark(allocate(directions.scores(self._importance), budget, least))
                 directions.switch_off()
             self._settle()
         else:

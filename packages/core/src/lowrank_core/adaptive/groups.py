@@ -58,6 +58,7 @@ class Group:
     name: str
     sides: list[Side]
     orthonormal: list[Factor] = field(default_factory=list[Factor])
+    least_rank: int = 0
 
     @property
     def home(self) -> nn.Module:
@@ -66,16 +67,20 @@ class Group:
 
 @dataclass(frozen=True)
 class _Kind:
-    """The leaves of a parameterisation's sides: (name, dimension of directions), the one to zero first."""
+    """The leaves of a parameterisation's sides: (name, dimension of directions), the one to zero first.
+
+    A LoHa of rank 0 is nothing that PEFT, LyCORIS or their files know; an AdaLoRA of rank 0 is.
+    """
 
     sides: tuple[tuple[tuple[str, int], ...], ...]
     orthonormal: tuple[str, ...] = ()
+    least_rank: int = 0
 
 
 _KINDS = {
     "adalora": _Kind(((("lora_E", 0), ("lora_A", 0), ("lora_B", 1)),), ("lora_A", "lora_B")),
     "svd": _Kind(((("values", 0), ("left", 1), ("right", 0)),), ("left", "right")),
-    "loha": _Kind(((("hada_w1_b", 0), ("hada_w1_a", 1)), (("hada_w2_b", 0), ("hada_w2_a", 1)))),
+    "loha": _Kind(((("hada_w1_b", 0), ("hada_w1_a", 1)), (("hada_w2_b", 0), ("hada_w2_a", 1))), least_rank=1),
 }
 
 
@@ -137,7 +142,7 @@ def _group(model: nn.Module, parameters: dict[str, nn.Parameter], form: _Kind, p
         sides.append(Side(factors, value, [True] * value.rank))
         orthonormal += [factors[leaf] for leaf in form.orthonormal]
     plain = path.replace("_orig_mod.", "").removeprefix("module.")  # torch.compile's and data parallelism's wrappers
-    return Group(f"{plain}.{adapter}" if adapter else plain, sides, orthonormal)
+    return Group(f"{plain}.{adapter}" if adapter else plain, sides, orthonormal, form.least_rank)
 
 
 def _split(name: str, leaf: str) -> tuple[str | None, str]:
