@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = [(), ("fl",), ("fl", "run"), ("fl", "presets"), ("fl", "partition")]
+COMMANDS = [(), ("fl",), ("fl", "run"), ("fl", "presets"), ("fl", "partition"), ("convert",)]
 HEAVY = {"torch", "torchvision", "flwr", "flwr_datasets", "datasets", "diffusers", "peft", "pydantic", "numpy", "rich"}
 
 IMPORTED = """
@@ -36,7 +36,7 @@ def test_listing_presets_imports_no_framework():
 def test_help_ends_with_an_example(lowrank, command):
     outcome = lowrank(*command, "--help")
     assert outcome.code == 0
-    assert outcome.out.splitlines()[-1].strip().startswith("Example: lowrank fl")
+    assert outcome.out.splitlines()[-1].strip().startswith("Example: lowrank")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from lowrank_cli import fl
+from lowrank_cli.convert import convert
+from lowrank_cli.count_params import count_params
+from lowrank_cli.help import SectionedCommand
 
 app = typer.Typer(
     name="lowrank",
@@ -24,6 +27,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(fl.app, name="fl")
+app.command(
+    "count-params",
+    cls=SectionedCommand,
+    epilog="Example: lowrank count-params vgg16 --method fedpara --gamma 0.1,0.5",
+)(count_params)
+app.command(
+    cls=SectionedCommand,
+    epilog="Example: lowrank convert runs/pets/unet pets.safetensors --to kohya",
+)(convert)
 
 _EXTRAS = {"lowrank_fl": "fl", "lowrank_diffusion": "diffusion"}
 

@@ -152,7 +152,7 @@ def _lokr(form: LoKrForm, factors: Mapping[str, Tensor], geometry: Geometry) -> 
     up2, down2 = _side(flat, *((factors.get(f"lokr_w2_{end}") if decomposed else None) for end in ("a", "b")))
     if "lokr_t2" in factors:
         down = torch.einsum("pqk,qi->pik", factors["lokr_t2"].flatten(2), factors["lokr_w2_b"]).flatten(1)
-        up2, down2 = factors["lokr_w2_a"].T, down
+        up2, down2 = factors["lokr_w2_a"].T.contiguous(), down
     return torch.kron(up1, up2), torch.kron(down1, down2)
 
 
