@@ -57,17 +57,15 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
     if not chosen:
         reason = "exclude_modules or modules_to_save names" if matched else "layers_to_transform leaves out"
         raise UsageError(f"no layer is left to adapt: {reason} everything that target_modules matches; narrow it")
-    for field, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        for key in patterns:
-            if not any(_fits(rf"(.*\.)?({key})", name, field) for name in chosen):
-                raise UsageError(f"{field} {key!r} matches no adapted layer; {_nearest(key, chosen)}")
+    ranks = _by_pattern(chosen, config.rank_pattern, "rank_pattern")
+    alphas = _by_pattern(chosen, config.alpha_pattern, "alpha_pattern")
     return [
         Target(
             name,
             modules[name],
             _geometry(name, modules, config),
-            _by_pattern(name, config.rank_pattern, config.rank),
-            _by_pattern(name, config.alpha_pattern, config.alpha),
+            ranks.get(name, config.rank),
+            alphas.get(name, config.alpha),
         )
         for name in chosen
     ]
@@ -106,7 +104,8 @@ def _named(names: Sequence[str], patterns: Sequence[str] | str, field: str) -> l
         UsageError: a pattern matches none of them.
     """
     if isinstance(patterns, str):
-        found = [name for name in names if patterns and _fits(patterns, name, field)]
+        expression = _compiled(patterns, patterns, field)
+        found = [name for name in names if patterns and expression.fullmatch(name)]
         unmatched = [patterns] if patterns and not found else []
     else:
         wanted = set(patterns)
@@ -125,9 +124,9 @@ def _endings(name: str) -> list[str]:
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
-def _fits(pattern: str, name: str, field: str) -> bool:
+def _compiled(expression: str, pattern: str, field: str) -> re.Pattern[str]:
     try:
-        return re.fullmatch(pattern, name) is not None
+        return re.compile(expression)
     except re.error as error:
         raise UsageError(f"{field} {pattern!r} is not a regular expression: {error}; mend it") from None
 
@@ -212,5 +211,18 @@ def _geometry(name: str, modules: Mapping[str, nn.Module], config: AdapterConfig
     return geometry
 
 
-def _by_pattern(name: str, patterns: Mapping[str, T], default: T) -> T:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+def _by_pattern(names: Sequence[str], patterns: Mapping[str, T], field: str) -> dict[str, T]:
+    """The values of `rank_pattern` or `alpha_pattern` by layer; the first key that matches counts.
+
+    Raises:
+        UsageError: a key matches no layer.
+    """
+    values: dict[str, T] = {}
+    for key, value in patterns.items():
+        expression = _compiled(rf"(.*\.)?({key})$", key, field)
+        found = [name for name in names if expression.match(name)]
+        if not found:
+            raise UsageError(f"{field} {key!r} matches no adapted layer; {_nearest(key, names)}")
+        for name in found:
+            values.setdefault(name, value)
+    return values
