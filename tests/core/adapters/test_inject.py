@@ -6,21 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from adapter_models import CONFIGS, IDS, Model, random_lora, snapshot
+from torch import nn
 
 from lowrank_core import (
-    AdaLoRA,
     AdaptedLayer,
-    LoHa,
-    LoKr,
     LoRA,
-    LowrankError,
     UsageError,
     adapters_of,
     configs_of,
     disable,
     inject,
-    load_state_dict_into,
     merge,
     remove,
     set_active,
@@ -28,48 +24,6 @@ from lowrank_core import (
     state_dict_of,
     trainable_parameters,
 )
-from lowrank_core.adapters.config import AdapterConfig
-
-
-class Model(nn.Module):
-    """An output tied to the input embedding, a layer used twice, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(9, 8)
-        self.conv = nn.Conv1d(8, 8, 3, padding=1, groups=2)
-        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-        self.again = self.block[0]
-        self.head = nn.Linear(8, 3)
-        self.lm_head = nn.Linear(8, 9, bias=False)
-        self.lm_head.weight = self.embed.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.conv(self.embed(ids).transpose(1, 2)).transpose(1, 2)
-        x = self.again(self.block(x))
-        return torch.cat([self.head(x), self.lm_head(x)], -1)
-
-
-IDS = torch.tensor([[1, 5, 0], [7, 7, 8]])
-CONFIGS: dict[str, AdapterConfig] = {
-    "lora": LoRA(target_modules=["embed", "conv", "0", "2"], init_weights="random", alpha=4),
-    "loha": LoHa(target_modules=["conv", "0", "2"], init_weights="random", modules_to_save=["head"]),
-    "lokr": LoKr(target_modules="all-linear", rank=2, init_weights="random", weight_decompose="in"),
-    "adalora": AdaLoRA(target_modules=r"conv|block\.\d", exclude_modules=["1"], rank=3, target_rank=2),
-}
-
-
-def random_lora(*targets: str, **fields: Any) -> LoRA:
-    return LoRA(target_modules=list(targets), init_weights="random", **fields)
-
-
-def snapshot(model: nn.Module) -> tuple[Any, ...]:
-    """The objects of a model, and what an injection might change of them."""
-    return (
-        list(model.named_modules(remove_duplicate=False)),
-        [(n, id(p), p.requires_grad, p._version) for n, p in model.named_parameters(remove_duplicate=False)],
-        sorted(model.__dict__),
-    )
 
 
 @pytest.mark.parametrize("method", CONFIGS)
@@ -194,62 +148,6 @@ def test_copies_and_pickles(method: str) -> None:
         remove(other)
         assert not any(isinstance(module, AdaptedLayer) for module in other.modules())
     assert torch.equal(model(IDS), out)
-
-
-@pytest.mark.parametrize("method", CONFIGS)
-def test_tensors_go_out_and_in(method: str) -> None:
-    model = inject(Model(), CONFIGS[method])
-    torch.manual_seed(1)
-    other = Model()
-    other.load_state_dict({k.replace(".base.", "."): v for k, v in model.state_dict().items() if ".base." in k}, False)
-    other.embed.weight.data.copy_(model.embed.weight)
-    inject(other, CONFIGS[method], "else")
-    tensors = {key: value.clone() for key, value in state_dict_of(model).items()}
-    load_state_dict_into(other, tensors, "else")
-    for key, value in state_dict_of(other, "else").items():
-        assert torch.equal(value, tensors[key])
-    assert all("adapters" not in key and "base" not in key for key in tensors)
-    if method == "lora":
-        assert list(tensors)[:3] == ["embed.lora_embedding_A", "embed.lora_embedding_B", "conv.lora_A"]
-
-
-def test_adaloras_fewer_directions_load() -> None:
-    model = inject(Model(), CONFIGS["adalora"])
-    tensors = {key: value.clone() for key, value in state_dict_of(model).items()}
-    for name, dim in (("lora_A", 0), ("lora_E", 0), ("lora_B", 1)):
-        tensors[f"conv.{name}"] = tensors[f"conv.{name}"].narrow(dim, 0, 1)
-    load_state_dict_into(model, tensors)
-    adapter = adapters_of(model)["conv"]
-    assert adapter.lora_A.shape == (1, 12)
-    assert adapter.lora_B.requires_grad
-    assert adapter.scaling == pytest.approx(8 / 3, rel=1e-4)
-    model(IDS)
-
-
-def test_loading_refuses_what_does_not_fit_and_loads_nothing() -> None:
-    model = inject(Model(), CONFIGS["loha"])
-    good = {key: torch.ones_like(value) for key, value in state_dict_of(model).items()}
-    before = {key: value.clone() for key, value in state_dict_of(model).items()}
-    key = "conv.hada_w1_a"
-    for tensors, message in (
-        ({k: v for k, v in good.items() if k != key}, f"lacks {key}; load what was saved from the same model"),
-        ({k: v for k, v in good.items() if k.startswith("conv")}, "lacks block.0.hada_w1_a.* and 7 more; load"),
-        ({**good, "lm_head.x": torch.ones(1)}, "adapter 'default' has no place for lm_head.x; load what was saved"),
-        ({**good, key: torch.ones(3, 2)}, rf"{key} has shape \[3, 2\] where adapter 'default' has \[8, 8\]; inject it"),
-        (
-            {**good, key: good[key].long()},
-            f"{key} holds torch.int64 where adapter 'default' has torch.float32",
-        ),
-    ):
-        with pytest.raises(LowrankError, match=message):
-            load_state_dict_into(model, tensors)
-        assert all(torch.equal(value, before[k]) for k, value in state_dict_of(model).items())
-    with pytest.raises(UsageError, match="the model has no adapter 'other', only \"default\"; name one of these"):
-        load_state_dict_into(model, good, "other")
-    with torch.device("meta"):
-        empty = inject(Model(), CONFIGS["loha"])
-    with pytest.raises(LowrankError, match="adapter 'default' is on the meta device, which holds no numbers; call"):
-        load_state_dict_into(empty, good)
 
 
 @pytest.mark.parametrize("method", CONFIGS)
