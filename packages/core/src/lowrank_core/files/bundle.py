@@ -55,8 +55,11 @@ class AdapterFile:
         return self.config.scaling(module.rank, module.alpha)
 
     def renamed(self, names: Mapping[str, str]) -> "AdapterFile":
-        """With modules (and their saved parameters) under other names; those not mentioned stay."""
-        return replace(self, modules={names.get(name, name): module for name, module in self.modules.items()})
+        """With modules under other names, and the config's targets and patterns to fit; those not mentioned stay."""
+        modules = {names.get(name, name): module for name, module in self.modules.items()}
+        if modules.keys() == self.modules.keys():
+            return self
+        return replace(self, modules=modules, config=with_patterns(self.config, modules))
 
 
 def pattern_of(name: str) -> str:

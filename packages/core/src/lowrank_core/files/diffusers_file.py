@@ -63,9 +63,8 @@ def read_diffusers(
         at_hand = names_for(component, known, single=len(parts) == 1)
         if known is not None and at_hand is None:
             continue
-        names = dict.fromkeys(modules, "") if at_hand is None else fit(modules, component, at_hand)
-        held = {names[name] or name: each for name, each in modules.items()}
-        files.append(_file(held, configured.get(component), metadata, component))
+        file = _file(modules, configured.get(component), metadata, component)
+        files.append(file if at_hand is None else file.renamed(fit(file.modules, component, at_hand)))
     return files
 
 

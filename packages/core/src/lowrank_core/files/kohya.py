@@ -81,11 +81,10 @@ def read_kohya(
         if known is not None and at_hand is None:
             continue  # for a model that is not at hand
         names = {module: written[module] for module in modules if module in written}
-        if at_hand is not None:
-            names = dict(zip(names, fit(names.values(), component, at_hand).values(), strict=True))
         names |= resolve([module for module in modules if module not in names], component, at_hand)
         held = {names[module]: each for module, each in modules.items()}
-        files.append(_file(held, own.get(component), metadata, component, path))
+        file = _file(held, own.get(component), metadata, component, path)
+        files.append(file if at_hand is None else file.renamed(fit(file.modules, component, at_hand)))
     return files
 
 
