@@ -66,7 +66,7 @@ def largest_fitting(model: nn.Module, config: AdapterConfig, budget: int) -> Ada
     if rank == 0:
         raise LowrankError(
             f"a budget of {budget:,} parameters is below {config.method}'s smallest, {size(1):,} at rank 1; "
-            "raise the budget, or choose fewer layers with --target"
+            "raise the budget, or adapt fewer layers"
         )
     if isinstance(config, AdaLoRA):
         share = config.target_rank / config.rank

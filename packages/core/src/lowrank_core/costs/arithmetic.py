@@ -16,7 +16,8 @@ from lowrank_core.adapters.targets import find_targets
 from lowrank_core.adapters.ways.choice import cheapest_way, estimate
 from lowrank_core.costs.report import CostReport
 from lowrank_core.costs.trace import CountFlops, ForwardCost, Shape, flops_of
-from lowrank_core.factorizations import Factorization, LowRank
+from lowrank_core.factorizations import Factorization
+from lowrank_core.layers import FactorizedConv2d, FactorizedLinear
 from lowrank_core.replacement import factorization_of
 
 
@@ -44,13 +45,13 @@ def arithmetic_of_factorized(model: nn.Module, report: CostReport, cost: Forward
         call = cost.layers.get(module_name)
         if call is None:
             continue
-        # An LSTM composes each weight in its forward, whatever it does with it.
-        module = model.get_submodule(module_name) if entry.type != "LSTM" else None
-        direct = _applied(module, factorization, entry.shape, entry.rank, call.inputs)
-        if direct is None:
-            composing += len(call.inputs) * _composed(factorization, entry.shape, entry.rank)
-        else:
-            forward += direct - call.flops
+        geometry = Geometry.of(model.get_submodule(module_name))
+        for shape in call.inputs:
+            if geometry is None:  # an LSTM composes each of its weights
+                composing += _composed(factorization, entry.shape, entry.rank)
+            else:
+                changed, composed = _factorized(factorization, geometry, entry.rank, shape)
+                forward, composing = forward + changed, composing + composed
     step = forward + composing / batch_size
     return Arithmetic(cost.flops, forward + composing, composing, step / cost.flops - 1 if cost.flops else None)
 
@@ -79,29 +80,38 @@ def _composed(factorization: Factorization, shape: Shape, rank: int) -> int:
     return flops_of(lambda: factorization.compose(factors, shape))
 
 
-def _applied(
-    module: nn.Module | None, factorization: Factorization, shape: Shape, rank: int, inputs: tuple[Shape, ...]
-) -> int | None:
-    """The FLOPs of a layer that applies its factors one after the other; None where it composes its weight."""
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    if module is None or not isinstance(factorization, LowRank):
-        return None
-    if not factorization.avoids_composing(shape, rank, groups):
-        return None
-    factors = _on_meta(factorization.shapes(shape, rank))
-    total = 0
-    for input in inputs:
-        x = torch.empty(input, device="meta")
-        if isinstance(module, nn.Conv2d):
-            stride, padding, dilation = module.stride, module.padding, module.dilation
-            assert len(stride) == 2
-            assert len(dilation) == 2
-            assert isinstance(padding, str) or len(padding) == 2
-            options = (stride, padding, dilation)
-            total += flops_of(lambda x=x, o=options: factorization.apply_conv2d(x, factors, None, *o))
-        else:
-            total += flops_of(lambda x=x: factorization.apply_linear(x, factors, None))
-    return total
+@lru_cache(maxsize=4096)
+def _factorized(factorization: Factorization, geometry: Geometry, rank: int, input: Shape) -> tuple[int, int]:
+    """What a factorized layer's forward has more than the original's, and what of it composes the weight."""
+    x, weight = torch.empty(input, device="meta"), torch.empty(geometry.weight_shape, device="meta")
+    original = flops_of(lambda: apply_weight(x, weight, None, geometry))
+    layer = _layer(factorization, geometry, rank)
+    whole, composed = flops_of(lambda: layer(x)), _composed(factorization, geometry.weight_shape, rank)
+    # A layer that applies its factors one after the other composes nothing.
+    return (0, composed) if whole == original + composed else (whole - original, 0)
+
+
+def _layer(factorization: Factorization, geometry: Geometry, rank: int) -> nn.Module:
+    device, sizes = torch.device("meta"), (geometry.in_features, geometry.out_features)
+    if geometry.kind == "linear":
+        return FactorizedLinear(*sizes, factorization, rank=rank, bias=False, device=device)
+    return FactorizedConv2d(
+        *sizes,
+        _pair(geometry.kernel),
+        factorization,
+        rank=rank,
+        stride=_pair(geometry.stride),
+        padding=geometry.padding if isinstance(geometry.padding, str) else _pair(geometry.padding),
+        dilation=_pair(geometry.dilation),
+        groups=geometry.groups,
+        bias=False,
+        device=device,
+    )
+
+
+def _pair(sizes: Shape) -> tuple[int, int]:
+    first, second = sizes
+    return first, second
 
 
 @lru_cache(maxsize=4096)
