@@ -6,9 +6,9 @@ import torch
 from formulas import plain_weight
 from hypothesis import given, settings
 
-from lowrank_core.factorizations import Factorization, Hadamard, LowRank, num_parameters
+from lowrank_core.factorizations import Factorization, Hadamard, Kronecker, LowRank, Svd, num_parameters
 
-FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True)]
+FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True), Svd(), Kronecker()]
 SHAPES = [(5, 7), (7, 5), (6, 4, 1, 1), (6, 4, 3, 3), (4, 6, 3, 2), (1, 1, 3, 3), (3, 1)]
 
 

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from lowrank_core.factorizations import Hadamard, LowRank
+from lowrank_core.errors import UsageError
+from lowrank_core.factorizations import Hadamard, Kronecker, LowRank, Svd
 from lowrank_core.init import calibrated_stds, he_variance, init_factors, tanh_variance
 from lowrank_core.ranks import Gamma, rank_for
 
 VGG16 = [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (512, 256), (512, 512)]
-FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True)]
+FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True), Svd(), Kronecker()]
 GAMMAS = [n / 10 for n in range(1, 10)]
 
 
@@ -34,6 +35,8 @@ def test_the_expected_variance_of_the_composed_weight_is_hes_for_every_vgg16_lay
         stds = calibrated_stds(factorization, shape, rank)
         if isinstance(factorization, LowRank):
             expected = term_variance(stds, True, rank)
+        elif isinstance(factorization, Svd | Kronecker):
+            expected = rank * math.prod(std**2 for std in stds.values())
         else:
             first, second = (term_variance(stds, True, rank, branch) for branch in (1, 2))
             if factorization.tanh:
@@ -106,3 +109,19 @@ def test_factors_on_the_meta_device_are_left_alone():
 def test_an_unknown_initialisation_is_refused():
     with pytest.raises(ValueError, match="init must be calibrated, paper or flower, got 'xavier'"):
         drawn(Hadamard(), (4, 4), 1, "xavier")
+
+
+@pytest.mark.parametrize("factorization", [Svd(), Kronecker()], ids=str)
+def test_fedparas_initialisations_say_nothing_of_other_factors(factorization):
+    with pytest.raises(
+        UsageError,
+        match=r"init 'paper' says how FedPara's factors are drawn, not those of (Svd|Kronecker); use",
+    ):
+        drawn(factorization, (8, 8), 2, "paper")
+
+
+def test_the_directions_of_an_svd_have_length_one_and_its_values_the_scale():
+    factors = drawn(Svd(), (400, 300, 3, 3), 40)
+    assert factors["left"].norm(dim=0).mean().item() == pytest.approx(1, rel=0.02)
+    assert factors["right"].norm(dim=1).mean().item() == pytest.approx(1, rel=0.02)
+    assert factors["values"].square().mean().item() == pytest.approx(2 * 400 / 40, rel=0.5)

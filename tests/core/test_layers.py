@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowrank_core import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight, WeightNormLSTM
-from lowrank_core.factorizations import Hadamard, LowRank
+from lowrank_core.factorizations import Hadamard, Kronecker, LowRank, Svd
 
-FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True)]
+FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True), Svd(), Kronecker()]
 CONVOLUTIONS = {
     "plain": {},
     "strided": {"stride": (2, 1)},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from lowrank_core import FixedRank, Gamma, Ratio, UsageError
-from lowrank_core.factorizations import Hadamard, LowRank, num_parameters
+from lowrank_core.factorizations import Hadamard, Kronecker, LowRank, Svd, num_parameters
 from lowrank_core.ranks import largest_rank, parse_budget, rank_for, smallest_rank
 
 SHAPES = st.one_of(
@@ -32,7 +32,7 @@ def test_gamma_gives_the_paper_mlps_ranks():
 
 @given(SHAPES, st.integers(1, 10**6))
 def test_the_largest_rank_fits_and_the_next_does_not(shape, parameters):
-    for factorization in (Hadamard(), LowRank()):
+    for factorization in (Hadamard(), LowRank(), Svd(), Kronecker()):
         rank = largest_rank(shape, parameters, factorization)
         assert rank == 0 or num_parameters(factorization, shape, rank) <= parameters
         assert num_parameters(factorization, shape, rank + 1) > parameters
@@ -50,13 +50,13 @@ def test_the_smallest_rank_squared_covers_the_smaller_side(shape):
     assert rank**2 >= side > (rank - 1) ** 2
 
 
-@given(SHAPES, st.floats(0, 1))
-def test_low_rank_costs_what_fedpara_costs_as_nearly_as_a_whole_rank_allows(shape, gamma):
+@given(SHAPES, st.floats(0, 1), st.sampled_from([LowRank(), Svd(), Kronecker()]))
+def test_other_factors_cost_what_fedparas_cost_as_nearly_as_a_whole_rank_allows(shape, gamma, other):
     target = num_parameters(Hadamard(), shape, rank_for(Gamma(gamma), Hadamard(), shape))
-    rank = rank_for(Gamma(gamma), LowRank(), shape)
-    distance = abs(num_parameters(LowRank(), shape, rank) - target)
-    for other in (rank - 1, rank + 1):
-        assert other < 1 or distance <= abs(num_parameters(LowRank(), shape, other) - target)
+    rank = rank_for(Gamma(gamma), other, shape)
+    distance = abs(num_parameters(other, shape, rank) - target)
+    for near in (rank - 1, rank + 1):
+        assert near < 1 or distance <= abs(num_parameters(other, shape, near) - target)
 
 
 def test_a_fixed_rank_is_the_same_for_every_factorization():

@@ -20,7 +20,7 @@ def small_model() -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("method", ["lowrank", "fedpara", "pfedpara"])
+@pytest.mark.parametrize("method", ["lowrank", "fedpara", "pfedpara", "svd", "kronecker"])
 def test_every_layer_whose_factors_are_smaller_is_replaced(method):
     model = small_model()
     x = torch.randn(2, 8, 5, 5)
@@ -63,7 +63,7 @@ def test_exceptions_follow_their_own_rule():
     assert by_name["4"].rank == Gamma(0.0)((40, 32))
 
 
-@pytest.mark.parametrize("method", ["lowrank", "fedpara"])
+@pytest.mark.parametrize("method", ["lowrank", "fedpara", "svd", "kronecker"])
 @pytest.mark.parametrize("budget", [2000, 2500, 5000, 10**9, "20KB"])
 def test_a_budget_is_kept_and_not_wasted(method, budget):
     report = factorize(small_model(), method, budget=budget)
@@ -152,8 +152,17 @@ def test_factors_train_and_their_state_loads_into_a_fresh_model():
         ({"gamma": 1.5}, UsageError, "gamma must lie between 0 and 1, got 1.5"),
         ({}, UsageError, "exactly one of gamma, ratio, rank and budget, got none"),
         ({"gamma": 0.1, "rank": 3}, UsageError, "exactly one of gamma, ratio, rank and budget, got gamma and rank"),
-        ({"rank": 1, "method": "lora"}, UsageError, "method must be one of lowrank, fedpara, pfedpara, got 'lora'"),
+        (
+            {"rank": 1, "method": "lora"},
+            UsageError,
+            "method must be one of .*, svd, kronecker, got 'lora'",
+        ),
         ({"rank": 1, "method": "lowrank", "tanh": True}, UsageError, "tanh is a form of fedpara alone"),
+        (
+            {"rank": 1, "method": "svd", "init": "flower"},
+            UsageError,
+            "init 'flower' says how FedPara's factors",
+        ),
         ({"rank": 1, "include": ["44"]}, UsageError, 'no layer matches "44"; nearest: "4"'),
         ({"rank": 1, "exceptions": {"x": Gamma(1)}}, UsageError, 'no layer matches "x"; nearest: "0", "2", "4"'),
         ({"budget": 10}, LowrankError, "a budget of 10 parameters is below the smallest size"),

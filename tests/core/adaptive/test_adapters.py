@@ -11,6 +11,7 @@ from lowrank_core.adapters.config import AdaLoRA, LoHa
 from lowrank_core.adapters.control import adapters_of
 from lowrank_core.adapters.inject import inject
 from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, rank_pattern
+from lowrank_core.replacement import factorize
 
 STEPS = 20
 
@@ -124,3 +125,15 @@ def test_pefts_loha_adapts_too():
     allocator = run(model, AdaptiveRank(target_rank=2, settle=0.3))
     assert sum(allocator.ranks().values()) == 6
     assert set(allocator.ranks()) == {f"base_model.model.{name}.default" for name in ("conv", "hidden", "out")}
+
+
+def test_svd_layers_adapt_while_they_train_from_scratch():
+    model = Net()
+    factorize(model, "svd", rank=3, include=["conv", "hidden"])
+    allocator = run(model, AdaptiveRank(target_rank=1, settle=0.3, orthogonality=0.1))
+    ranks = allocator.ranks()
+    assert sum(ranks.values()) == 2
+    for name, rank in ranks.items():
+        weight = model.get_submodule(name)
+        assert weight.left.shape[1] == weight.values.shape[0] == weight.right.shape[0] == weight.rank == rank
+    assert model(torch.randn(3, 2, 8, 8)).shape == (3, 3)

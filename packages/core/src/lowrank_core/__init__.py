@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks, rank_pattern
     from lowrank_core.compilation import compile
     from lowrank_core.errors import LowrankError, UsageError
-    from lowrank_core.factorizations import Hadamard, LowRank
+    from lowrank_core.factorizations import Hadamard, Kronecker, LowRank, Svd
     from lowrank_core.files import load, save
     from lowrank_core.jacobian import composed_weights, jacobian_correction
     from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight, WeightNormLSTM
@@ -46,7 +46,7 @@ _HOMES = {
     "compilation": ("compile",),
     "errors": ("LowrankError", "UsageError"),
     "files": ("load", "save"),
-    "factorizations": ("Hadamard", "LowRank"),
+    "factorizations": ("Hadamard", "Kronecker", "LowRank", "Svd"),
     "replacement": ("FactorizeReport", "factorize"),
     "jacobian": ("composed_weights", "jacobian_correction"),
     "layers": ("FactorizedConv2d", "FactorizedLSTM", "FactorizedLinear", "FactorizedWeight", "WeightNormLSTM"),
@@ -67,6 +67,7 @@ __all__ = [
     "FixedRank",
     "Gamma",
     "Hadamard",
+    "Kronecker",
     "LoHa",
     "LoKr",
     "LoRA",
@@ -76,6 +77,7 @@ __all__ = [
     "PatchReport",
     "RankAllocator",
     "Ratio",
+    "Svd",
     "Target",
     "UsageError",
     "WeightNormLSTM",

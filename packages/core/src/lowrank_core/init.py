@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_core.factorizations import Factorization, Hadamard, LowRank
+from lowrank_core.errors import UsageError
+from lowrank_core.factorizations import Factorization, Hadamard, Kronecker, LowRank, Svd
 from lowrank_core.factorizations.term import split_shape
 
 Init = Literal["calibrated", "paper", "flower"]
@@ -35,11 +36,13 @@ def init_factors(
 
     Raises:
         ValueError: `init` is none of the three names.
+        UsageError: it is one of FedPara's, and the factors are of another kind (`check_init`).
     """
+    check_init(init, factorization)
     first = next(iter(factors.values()))
     if first.is_meta:
         return
-    rank = first.shape[1]
+    rank = first.shape[0 if isinstance(factorization, Kronecker) else 1]
     if init == "calibrated":
         stds = calibrated_stds(factorization, weight_shape, rank)
     elif init in ("paper", "flower"):
@@ -51,6 +54,15 @@ def init_factors(
             factor.normal_(0.0, stds[name])
         if init == "calibrated":
             _rescale(factors, factorization, weight_shape)
+
+
+def check_init(init: str, factorization: Factorization) -> None:
+    """Raise a UsageError where `init` was given for FedPara's factors alone."""
+    if init in ("paper", "flower") and isinstance(factorization, Svd | Kronecker):
+        raise UsageError(
+            f"init {init!r} says how FedPara's factors are drawn, not those of {type(factorization).__name__}; "
+            "use calibrated"
+        )
 
 
 def he_variance(weight_shape: Sequence[int]) -> float:
@@ -68,8 +80,16 @@ def calibrated_stds(factorization: Factorization, weight_shape: Sequence[int], r
         Hadamard   v·v = He
         pFedPara   v·(1 + v) = He
         tanh       Var[tanh(N(0, v))]² = He, solved numerically; exact as R grows.
+
+    Kronecker's W is a sum of R products of two numbers as well, R·v² = He. In P diag(λ) Q, P and Q have directions of
+    length 1 in expectation, and λ the variance that is left, 2·O / R.
     """
     variance = he_variance(weight_shape)
+    if isinstance(factorization, Svd):
+        outputs, inputs = weight_shape[0], math.prod(weight_shape[1:])
+        return {"left": 1 / math.sqrt(outputs), "values": math.sqrt(2 * outputs / rank), "right": 1 / math.sqrt(inputs)}
+    if isinstance(factorization, Kronecker):
+        return dict.fromkeys(("w1", "w2"), math.sqrt(math.sqrt(variance / rank)))
     if isinstance(factorization, LowRank):
         term = variance
     elif factorization.plus_one:
@@ -103,6 +123,7 @@ def _rescale(factors: dict[str, Tensor], factorization: Factorization, weight_sh
         # W is linear in W1 but not, under "+ 1", in W2.
         plus_one = isinstance(factorization, Hadamard) and factorization.plus_one
         names = [name for name in factors if not plus_one or name.endswith("1")]
+        names = ["values"] if isinstance(factorization, Svd) else names
         count = len(names)
     for name in names:
         factors[name].mul_(scale ** (1 / count))

@@ -1,8 +1,7 @@
 """From a wish to a rank: the paper's gamma, the authors' ratio, a fixed rank, a budget for a whole model.
 
-The rules speak of FedPara's factors. `rank_for` carries them over to a factorization with
-one low-rank term by matching FedPara's parameter count layer by layer, so that both
-methods under one rule cost the same.
+The rules speak of FedPara's factors. `rank_for` carries them over to other factorizations by matching FedPara's
+parameter count layer by layer, so that all methods under one rule cost the same.
 """
 
 import math
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowrank_core.errors import UsageError
-from lowrank_core.factorizations import Factorization, Hadamard, LowRank, num_parameters
+from lowrank_core.factorizations import Factorization, Hadamard, num_parameters
 
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -90,10 +89,10 @@ RankRule = Gamma | Ratio | FixedRank
 def rank_for(rule: RankRule, factorization: Factorization, weight_shape: Sequence[int]) -> int:
     """The rank that `rule` gives a weight under `factorization`.
 
-    For one low-rank term, `Gamma` and `Ratio` give the rank whose parameter count is nearest to FedPara's.
+    Where it is not FedPara's, `Gamma` and `Ratio` give the rank whose parameter count is nearest to FedPara's.
     """
     rank = rule(weight_shape)
-    if isinstance(rule, FixedRank) or not isinstance(factorization, LowRank):
+    if isinstance(rule, FixedRank) or isinstance(factorization, Hadamard):
         return rank
     target = num_parameters(Hadamard(), weight_shape, rank)
     below = max(1, largest_rank(weight_shape, target, factorization))

@@ -10,12 +10,12 @@ from torch import nn
 
 from lowrank_core.candidates import Candidate, LeftEntry, check_patterns, find_candidates, matches, select
 from lowrank_core.errors import LowrankError, UsageError
-from lowrank_core.factorizations import Factorization, Hadamard, LowRank, num_parameters
-from lowrank_core.init import Init
+from lowrank_core.factorizations import Factorization, Hadamard, Kronecker, LowRank, Svd, num_parameters
+from lowrank_core.init import Init, check_init
 from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight
 from lowrank_core.ranks import FixedRank, Gamma, RankRule, Ratio, parse_budget, rank_for
 
-METHODS = ("lowrank", "fedpara", "pfedpara")
+METHODS = ("lowrank", "fedpara", "pfedpara", "svd", "kronecker")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FactorizeReport:
 
 
 def factorization_of(method: str, *, tanh: bool = False) -> Factorization:
-    """The factorization behind a method's name: `lowrank`, `fedpara` or `pfedpara`.
+    """The factorization behind a method's name, one of `METHODS`.
 
     Raises:
         UsageError: the name is none of them, or tanh is asked of a method that has no such form.
@@ -63,6 +63,8 @@ def factorization_of(method: str, *, tanh: bool = False) -> Factorization:
         return LowRank()
     if method in ("fedpara", "pfedpara"):
         return Hadamard(tanh=tanh, plus_one=method == "pfedpara")
+    if method in ("svd", "kronecker"):
+        return Svd() if method == "svd" else Kronecker()
     raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
 
@@ -83,7 +85,7 @@ def factorize(
     """Replace the weights of every Linear, Conv2d and LSTM in `model` by freshly drawn factors, in place.
 
     Args:
-        method: `lowrank`, `fedpara` or `pfedpara`.
+        method: `lowrank`, `fedpara`, `pfedpara`, `svd` or `kronecker`.
         gamma, ratio, rank, budget: the rank rule, exactly one (`lowrank_core.ranks`). A budget is a size of the
             whole model and becomes the largest gamma that keeps to it.
         include, exclude: shell-style patterns of layer names; a pattern that names a module covers what is in it.
@@ -99,6 +101,7 @@ def factorize(
         LowrankError: no layer to factorize, or a budget below the smallest size.
     """
     factorization = factorization_of(method, tanh=tanh)
+    check_init(init, factorization)
     original_params = _count(model)
     candidates, left = find_candidates(model)
     chosen, excluded = select(candidates, include, exclude)

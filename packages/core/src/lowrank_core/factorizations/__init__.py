@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 
 from lowrank_core.factorizations.hadamard import Hadamard
+from lowrank_core.factorizations.kronecker import Kronecker
 from lowrank_core.factorizations.low_rank import LowRank
+from lowrank_core.factorizations.svd import Svd
 
-Factorization = LowRank | Hadamard
+Factorization = LowRank | Hadamard | Svd | Kronecker
 
-__all__ = ["Factorization", "Hadamard", "LowRank", "num_parameters"]
+__all__ = ["Factorization", "Hadamard", "Kronecker", "LowRank", "Svd", "num_parameters"]
 
 
 def num_parameters(factorization: Factorization, weight_shape: Sequence[int], rank: int) -> int:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_core.factorizations import Factorization, LowRank
+from lowrank_core.factorizations import Factorization, LowRank, Svd
 from lowrank_core.layers.weight import FactorizedWeight
 
 Pair = tuple[int, int]
@@ -48,6 +48,13 @@ class FactorizedConv2d(nn.Module):
         ):
             return weight.factorization.apply_conv2d(
                 input, weight.factors, self.bias, self.stride, self.padding, self.dilation
+            )
+        if isinstance(weight.factorization, Svd) and weight.factorization.avoids_composing(
+            weight.shape, weight.rank, self.groups
+        ):
+            _, _, height, width = weight.shape
+            return weight.factorization.apply_conv2d(
+                input, weight.factors, self.bias, self.stride, self.padding, self.dilation, (height, width)
             )
         if input.device.type == "cpu" and input.numel() < math.prod(weight.shape):
             # The composed weight is contiguous, and here the larger of the two: an input with its channels last would

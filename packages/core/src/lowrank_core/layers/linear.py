@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_core.factorizations import Factorization, LowRank
+from lowrank_core.factorizations import Factorization, LowRank, Svd
 from lowrank_core.layers.weight import FactorizedWeight
 
 
@@ -30,7 +30,7 @@ class FactorizedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
-        if isinstance(weight.factorization, LowRank) and weight.factorization.avoids_composing(
+        if isinstance(weight.factorization, LowRank | Svd) and weight.factorization.avoids_composing(
             weight.shape, weight.rank
         ):
             return weight.factorization.apply_linear(input, weight.factors, self.bias)
