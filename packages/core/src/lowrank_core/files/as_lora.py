@@ -21,6 +21,7 @@ from lowrank_core.adapters.config import LoRA
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm, LoKrForm, LoRAForm
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.files import grouped
 from lowrank_core.files.bundle import AdapterFile, Layers, ModuleAdapter, with_patterns
 from lowrank_core.files.peft_config import carried_over
 from lowrank_core.files.shapes import check_kernels_known, geometry_of
@@ -67,6 +68,7 @@ def as_lora(file: AdapterFile, layers: Layers | None = None, rank: int | None = 
         return LoRAExport(file, _largest(file), True, 0.0, 0.0)
     if layers is None:
         check_kernels_known(config, {name: module.factors for name, module in file.modules.items()})
+    file = grouped.from_peft(file)
     geometries = {name: geometry_of(config, name, m.factors, layers) for name, m in file.modules.items()}
     modules: dict[str, ModuleAdapter] = {}
     energy = lost = 0.0

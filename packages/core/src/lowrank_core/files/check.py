@@ -8,6 +8,8 @@ from lowrank_core.errors import LowrankError
 
 # A letter is a length that every factor of the module must share; `*` is the kernel, whatever it is.
 _LORA = {"lora_A": "r i *", "lora_B": "o r *"}
+_GROUPED = {"lora_A": "r i *", "lora_B": "o g *"}
+"""PEFT's layout for grouped convolutions (see `grouped.py`)."""
 _HADA = {"hada_w1_a": "o r", "hada_w1_b": "r i", "hada_w2_a": "o r", "hada_w2_b": "r i"}
 _HADA_TUCKER = {
     "hada_w1_a": "r o",
@@ -45,6 +47,8 @@ def check_factors(method: str, name: str, factors: Mapping[str, Tensor]) -> int:
         raise LowrankError(
             f"{name} holds {_list(factors)}, which is no whole {method} adapter; it takes {_choices(method)}"
         )
+    if axes is _LORA and _is_grouped(factors):
+        axes = _GROUPED
     lengths: dict[str, tuple[int, str]] = {"1": (1, "")}
     for factor, letters in axes.items():
         shape = factors[factor].shape
@@ -63,6 +67,14 @@ def check_factors(method: str, name: str, factors: Mapping[str, Tensor]) -> int:
     if method != "adalora" and any(not factor.numel() for factor in factors.values()):
         raise LowrankError(f"{name} has rank 0: its factors hold no numbers; leave the module out of the file")
     return lengths.get("r", lengths.get("s", (0, "")))[0]
+
+
+def _is_grouped(factors: Mapping[str, Tensor]) -> bool:
+    down, up = factors["lora_A"], factors["lora_B"]
+    if down.dim() < 3 or up.dim() != down.dim() or not up.numel() or up.shape[1] == down.shape[0]:
+        return False
+    groups, rest = divmod(down.shape[0], up.shape[1])
+    return not rest and groups > 1 and not down.shape[1] % groups and not up.shape[0] % groups
 
 
 def _choices(method: str) -> str:

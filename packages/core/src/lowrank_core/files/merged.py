@@ -1,7 +1,10 @@
 """Adapters merged into the weights of their base: folders that load without any of this."""
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from lowrank_core.adapters.dora import decomposed_change
 from lowrank_core.adapters.merge import round_once
 from lowrank_core.errors import LowrankError
+from lowrank_core.files import grouped
 from lowrank_core.files.base import FOLDER_OF, base_layers, fitted, geometry_of_shape, part_for, weight_files
 from lowrank_core.files.bundle import AdapterFile, Component
 from lowrank_core.files.check import some
@@ -44,8 +48,20 @@ def write_merged(files: Sequence[AdapterFile], base: Path, out: Path) -> Roundin
     parts: dict[Component, list[AdapterFile]] = {}
     for file in files:
         part = part_for(file.component, sources, file.modules)
-        parts.setdefault(part, []).append(fitted(file, layers[part]))
-    changed = {path for part in parts for path in sources[part]}
+        parts.setdefault(part, []).append(grouped.from_peft(fitted(file, layers[part])))
+    with _whole_or_not_at_all(out) as folder:
+        report = _write(parts, sources, folder, base)
+        if base.is_dir():
+            _copy_others(base, folder, {path for part in parts for path in sources[part]})
+    return report
+
+
+def _write(
+    parts: Mapping[Component, Sequence[AdapterFile]],
+    sources: Mapping[Component, Sequence[Path]],
+    out: Path,
+    base: Path,
+) -> Rounding:
     report = Rounding()
     expected = {(part, key) for part, held in parts.items() for file in held for key in file.saved}
     for part, held in parts.items():
@@ -58,9 +74,25 @@ def write_merged(files: Sequence[AdapterFile], base: Path, out: Path) -> Roundin
             write_tensors(folder / source.name, merged, metadata)
     if expected:
         raise LowrankError(f"the base has no {some(key for _, key in expected)}; give the model it was trained on")
-    if base.is_dir():
-        _copy_others(base, out, changed)
     return report
+
+
+@contextmanager
+def _whole_or_not_at_all(out: Path) -> Generator[Path]:
+    """A folder to write to that becomes `out` at the end, unless something fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    except OSError as error:
+        raise LowrankError(f"cannot write to {out}: {error.strerror}; choose another place") from None
+    try:
+        yield part
+        part.chmod(0o755)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _merged(key: str, weight: Tensor, files: Sequence[AdapterFile], report: Rounding) -> Tensor:

@@ -16,6 +16,7 @@ from lowrank_core.adapters.layer import Adapter
 from lowrank_core.adapters.targets import find_targets, saved_names
 from lowrank_core.adapters.wrapper import original_modules
 from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.files import grouped
 from lowrank_core.files.as_lora import as_lora
 from lowrank_core.files.bundle import AdapterFile, Component, Layers, ModuleAdapter
 from lowrank_core.files.check import some
@@ -58,7 +59,7 @@ def load(model: nn.Module, path: Path | str, name: str = "default") -> nn.Module
     layers = layers_of_model(model)
     component = component_of_model(model)
     file = _for_model(read(path, {component: layers}), component, path)
-    file = file.renamed(fit(file.modules, file.component, layers))
+    file = grouped.from_peft(file.renamed(fit(file.modules, file.component, layers)))
     file = _with_exact_targets(model, file)
     for module_name, module in file.modules.items():
         check_form(file.config, module_name, module.factors, layers[module_name], module.rank)
@@ -213,8 +214,10 @@ def write(
             for file in files
         ]
     if format == "kohya":
-        write_kohya(files, path, layers)
-    elif format == "diffusers":
+        write_kohya([grouped.from_peft(file) for file in files], path, layers)
+        return path
+    files = [grouped.to_peft(file, (layers or {}).get(file.component)) for file in files]
+    if format == "diffusers":
         write_diffusers(files, path)
     else:
         for file in files:
