@@ -194,22 +194,9 @@ def plot(path: Path, ranks: dict[str, dict[str, float]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="of adapting")
-    parser.add_argument("--images", type=int, default=300, help="to adapt to")
-    parser.add_argument("--initial", type=int, default=12)
-    parser.add_argument("--target", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="write everything measured here")
-    parser.add_argument("--plot", type=Path, help="draw the final ranks here, as PNG")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    console, about = Console(), machine()
-    console.print(describe(about))
-
+def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Every run: learning rates first, from seeds that are not counted, then the seeds that are."""
     compared = methods(given.initial, given.target)
-    # Learning rates first, from seeds that are not counted.
     tuning: dict[str, dict[float, list[float]]] = {m.name: {rate: [] for rate in RATES} for m in compared}
     for seed in TUNING_SEEDS:
         start, _ = pretrained(seed, 300)
@@ -217,6 +204,7 @@ def main() -> None:
         for method in compared:
             for rate in RATES:
                 tuning[method.name][rate].append(adapt(start, method, data, rate, given.steps, seed)["held"])
+        console.print(f"learning rates, seed {seed} done", style="dim")
     rates = {name: max(RATES, key=lambda rate: mean(found[rate])) for name, found in tuning.items()}
     runs: dict[str, list[dict[str, Any]]] = {method.name: [] for method in compared}
     known: list[float] = []
@@ -226,40 +214,56 @@ def main() -> None:
         data = split(range(5, 10), seed, given.images)
         for method in compared:
             runs[method.name].append(adapt(start, method, data, rates[method.name], given.steps, seed))
+        console.print(f"seed {seed} done", style="dim")
+    return {
+        "machine": machine(),
+        "images": given.images,
+        "tuning": tuning,
+        "rates": rates,
+        "known": known,
+        "runs": runs,
+    }
 
+
+def report(told: dict[str, Any]) -> tuple[Table, dict[str, dict[str, float]]]:
+    """The table, and the mean final rank of every layer for the adaptive methods."""
+    runs, final = told["runs"], {}
     table = Table(
-        "method", "rate", "parameters", "test accuracy, %", f"minus LoRA, rank {given.target}", "s a run",
-        title=f"digits 5 to 9 from {given.images} images, {given.seeds} seeds, mean ± 95 % interval; "
-        f"0 to 4 were known at {interval(known)}",
-    )  # fmt: skip
-    final: dict[str, dict[str, float]] = {}
-    baseline: list[float] = []
-    for method in compared:
-        best = runs[method.name]
-        test = [run["test"] for run in best]
-        baseline = baseline or test
-        difference = interval([a - b for a, b in zip(test, baseline, strict=True)]) if test != baseline else ""
-        sizes = f"{mean(run['parameters'] for run in best):,.0f}"
-        table.add_row(
-            method.name,
-            f"{rates[method.name]:g}",
-            sizes,
-            interval(test),
-            difference,
-            f"{mean(run['seconds'] for run in best):.1f}",
-        )
-        if method.adaptive:
-            final[method.name] = {name: mean(run["ranks"][name] for run in best) for name in best[0]["ranks"]}
+        *("method", "rate", "parameters", "test accuracy, %", "minus fixed rank", "s a run"),
+        title=f"digits 5 to 9 from {told['images']} images, {len(told['known'])} seeds, mean ± 95 % interval; "
+        f"0 to 4 were known at {interval(told['known'])} %",
+    )
+    fixed: dict[str, list[float]] = {}
+    for name, found in runs.items():
+        test, difference = [run["test"] for run in found], ""
+        kind = name.partition(",")[0].replace("Ada", "")
+        if found[0]["ranks"]:
+            final[name] = {layer: mean(run["ranks"][layer] for run in found) for layer in found[0]["ranks"]}
+            difference = interval([a - b for a, b in zip(test, fixed[kind], strict=True)])
+        fixed.setdefault(kind, test)
+        size, seconds = mean(run["parameters"] for run in found), mean(run["seconds"] for run in found)
+        table.add_row(name, f"{told['rates'][name]:g}", f"{size:,.0f}", interval(test), difference, f"{seconds:.1f}")
+    return table, final
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300, help="of adapting")
+    parser.add_argument("--images", type=int, default=300, help="to adapt to")
+    parser.add_argument("--initial", type=int, default=12)
+    parser.add_argument("--target", type=int, default=4)
+    parser.add_argument("--json", type=Path, help="write everything measured here")
+    parser.add_argument("--read", type=Path, help="measure nothing, print what an earlier run wrote")
+    parser.add_argument("--plot", type=Path, help="draw the final ranks here, as PNG")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console()
+    told = json.loads(given.read.read_text()) if given.read else measure(given, console)
+    console.print(describe(told["machine"]))
+    table, final = report(told)
     console.print(table)
     if given.json:
-        told = {
-            "machine": about,
-            "arguments": {k: str(v) for k, v in vars(given).items()},
-            "tuning": tuning,
-            "rates": rates,
-            "runs": runs,
-            "ranks": final,
-        }
         given.json.write_text(json.dumps(told, indent=1))
     if given.plot:
         plot(given.plot, final)
