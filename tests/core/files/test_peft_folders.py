@@ -187,3 +187,46 @@ def test_a_configuration_that_cannot_be_meant(net, tmp_path, quiet, fields, mess
 def test_what_peft_cannot_say_is_refused(adapted, tmp_path, config, message):
     with pytest.raises(LowrankError, match=message):
         lowrank_core.save(adapted(config), tmp_path / "adapter")
+
+
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(11, 6)
+        self.proj = torch.nn.Linear(6, 5)
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def get_output_embeddings(self):
+        return None
+
+    def forward(self, ids):
+        return self.proj(self.embed_tokens(ids))
+
+
+def test_embeddings_and_the_weights_that_peft_writes_with_them(tmp_path, quiet):
+    words, ids = Words().eval(), torch.arange(11)
+    model = peft.get_peft_model(copy.deepcopy(words), peft.LoraConfig(r=2, target_modules=["embed_tokens", "proj"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "theirs")
+    assert any("base_layer" in key for key in read(tmp_path / "theirs")[0].saved)
+    ours = lowrank_core.load(copy.deepcopy(words), tmp_path / "theirs").eval()
+    torch.testing.assert_close(ours(ids), model(ids), rtol=1e-5, atol=1e-6)
+    lowrank_core.save(ours, tmp_path / "ours")
+    peers = peft.PeftModel.from_pretrained(copy.deepcopy(words), tmp_path / "ours").eval()
+    torch.testing.assert_close(peers(ids), model(ids), rtol=1e-5, atol=1e-6)
+    with pytest.raises(LowrankError, match="the adapter comes with another embed_tokens than the model's"):
+        lowrank_core.load(Words(), tmp_path / "theirs")
+
+
+def test_trained_biases_are_kept_in_files_and_not_loaded(net, tmp_path, quiet):
+    config = peft.LoraConfig(r=2, target_modules=["to_q"], bias="lora_only")
+    peft.get_peft_model(copy.deepcopy(net), config).save_pretrained(tmp_path / "theirs")
+    write(read(tmp_path / "theirs"), tmp_path / "ours", "peft")
+    same_folder(tmp_path / "theirs", tmp_path / "ours")
+    with pytest.raises(LowrankError, match="has trained parameters that modules_to_save does not name"):
+        lowrank_core.load(net, tmp_path / "theirs")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core.adapters.config import AdaLoRA, AdapterConfig
 from lowrank_core.adapters.control import adapters_of, configs_of, saved_of
@@ -63,6 +63,7 @@ def load(model: nn.Module, path: Path | str, name: str = "default") -> nn.Module
     file = _with_exact_targets(model, file)
     for module_name, module in file.modules.items():
         check_form(file.config, module_name, module.factors, layers[module_name], module.rank)
+    file = _without_embeddings(model, file)
     owners = saved_names(model, file.config)
     if lost := [key for key in file.saved if not any(key.startswith(f"{owner}.") for owner in owners)]:
         raise LowrankError(
@@ -112,6 +113,24 @@ def _with_exact_targets(model: nn.Module, file: AdapterFile) -> AdapterFile:
         # A name may be the ending of another that has no factors.
         listed = replace(listed, target_modules="|".join(name.replace(".", r"\.") for name in file.modules))
     return replace(file, config=listed)
+
+
+def _without_embeddings(model: nn.Module, file: AdapterFile) -> AdapterFile:
+    """The file without the base weights of adapted embeddings, which PEFT writes too, if they are the model's own."""
+    modules = dict(original_modules(model))
+    kept: dict[str, Tensor] = {}
+    for key, tensor in file.saved.items():
+        name = key.removesuffix(".base_layer.weight")
+        if name == key:
+            kept[key] = tensor
+            continue
+        weight = cast(Tensor, modules[name].weight)
+        if weight.shape != tensor.shape or not torch.equal(weight.to(tensor.device, tensor.dtype), tensor):
+            raise LowrankError(
+                f"the adapter comes with another {name} than the model's; "
+                "give the model it was trained on, or merge the adapter with PEFT"
+            )
+    return replace(file, saved=kept)
 
 
 @torch.no_grad()

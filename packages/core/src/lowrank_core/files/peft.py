@@ -114,10 +114,12 @@ def from_peft_tensors(
 
 
 def _is_saved(key: str, config: AdapterConfig) -> bool:
-    """Whether a key is a whole parameter: of `modules_to_save`, or a bias where biases were trained."""
+    """Whether a key is a whole parameter: of `modules_to_save`, a bias where biases were trained, an embedding."""
     owner = key.rpartition(".")[0]
     named = any(re.search(rf"(^|\.){re.escape(name)}($|\.)", owner) for name in config.modules_to_save)
-    return named or (config.other_fields.get("bias", "none") != "none" and key.endswith(".bias"))
+    # PEFT writes the embeddings that it adapts along with their adapters.
+    embedded = owner.endswith(".base_layer") and key.endswith(".weight")
+    return named or embedded or (config.other_fields.get("bias", "none") != "none" and key.endswith(".bias"))
 
 
 def rank_and_alpha(config: AdapterConfig, name: str) -> tuple[int, float]:
