@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = [(), ("fl",), ("fl", "run"), ("fl", "presets"), ("fl", "partition"), ("convert",)]
+COMMANDS = [(), ("fl",), ("fl", "run"), ("fl", "presets"), ("fl", "partition"), ("convert",), ("count-params",)]
 HEAVY = {"torch", "torchvision", "flwr", "flwr_datasets", "datasets", "diffusers", "peft", "pydantic", "numpy", "rich"}
 
 IMPORTED = """

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 # Its help stands in the command's own: Typer 0.20 with Click 8.5 loses an argument's.
-Model = Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)]
 
 
 def _option(help: str, panel: str, metavar: str | None = None, name: str | None = None) -> typer.models.OptionInfo:
@@ -22,7 +22,7 @@ _METHOD, _MODEL, _TRAFFIC, _OUTPUT = "Method", "Model", "Traffic", "Output"
 
 
 def count_params(
-    model: Model,
+    model: Model = None,
     method: Annotated[str | None, _option("Methods, separated by commas; original if none.", _METHOD, "A,B")] = None,
     rank: Annotated[
         str | None, _option("A rank for every layer; adapters take 8 if none is said.", _METHOD, "R,S")
@@ -81,6 +81,11 @@ def count_params(
     """
     from lowrank_cli.count.cases import Options, bytes_of, cases_of, check_at_least_one, shape_of
     from lowrank_cli.count.output import Traffic, as_tree, write_csv
+    from lowrank_core.errors import UsageError
+
+    # Typer imports rich to write that a parameter is required.
+    if model is None:
+        raise UsageError("count-params takes a MODEL, such as vgg16 or sdxl-unet; see lowrank count-params --help")
 
     check_at_least_one(rounds=rounds, clients_per_round=clients_per_round, classes=classes, batch_size=batch_size)
     options = Options(method, rank, gamma, ratio, budget, compare, target_rank, factor, tucker)

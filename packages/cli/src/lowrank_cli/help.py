@@ -12,8 +12,8 @@ class SectionedCommand(TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            # An argument without a text of its own is in the usage line already, which also says that it is required.
-            if record is not None and record[1] not in ("", r"\[required]", "[required]"):
+            # An argument without a text of its own is in the usage line already.
+            if record is not None and record[1]:
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
         # `--help` itself comes last, as everywhere.
         for title in sorted(sections, key=lambda title: title == "Options"):
