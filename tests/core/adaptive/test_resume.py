@@ -6,8 +6,9 @@ import pytest
 import torch
 from adaptive_models import Products, Triplets, small_model, train, trained
 
-from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, rank_pattern
+from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, fit_ranks, rank_pattern
 from lowrank_core.errors import LowrankError
+from lowrank_core.replacement import factorize
 
 STEPS = 30
 CONFIG = AdaptiveRank(target_rank=2, warmup=0.1, settle=0.3, every=2)
@@ -115,3 +116,41 @@ def test_weights_of_another_rank_without_the_optimizers_state_are_noticed_before
         LowrankError, match=r"has rank ., but the rank allocator left it 4; after loading other weights"
     ):
         train(fresh_model, fresh, range(1))
+
+
+def test_a_model_built_anew_takes_the_ranks_of_a_checkpoint_before_it_has_an_optimizer():
+    model, optimizer, allocator = start()
+    train(model, optimizer, range(25))
+    saved = checkpoint(model, optimizer)
+    torch.manual_seed(99)
+    again = small_model(4)
+    fit_ranks(again, saved["model"])
+    again.load_state_dict(saved["model"])
+    fresh = torch.optim.AdamW(trained(again), lr=0.03)
+    resumed = adapt_ranks(fresh, again, STEPS, CONFIG)
+    fresh.load_state_dict(saved["optimizer"])
+    assert resumed.rank_pattern() == allocator.rank_pattern()
+    for m, o in ((model, optimizer), (again, fresh)):
+        train(m, o, range(25, STEPS))
+    assert torch.equal(again[0].lora_A, model[0].lora_A)
+
+
+def test_a_shrunk_factorized_layer_loads_into_a_fresh_one():
+    def layers():
+        model = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3), torch.nn.Flatten(), torch.nn.Linear(32, 8))
+        factorize(model, "svd", rank=4)
+        return model
+
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adapt_ranks(optimizer, model, 10, AdaptiveRank(target_rank=2, warmup=0, settle=0.2))
+    x = torch.randn(4, 2, 4, 4)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    fresh = layers()
+    fit_ranks(fresh, model.state_dict())
+    fresh.load_state_dict(model.state_dict())
+    assert fresh[0].weight.rank + fresh[2].weight.rank == 4
+    assert torch.equal(fresh(x), model(x))

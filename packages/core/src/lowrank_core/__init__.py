@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowrank_core.adapters.patch import PatchReport, patch_peft, restore
     from lowrank_core.adapters.targets import Target, find_targets
     from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
-    from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks, rank_pattern
+    from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks, fit_ranks, rank_pattern
     from lowrank_core.compilation import compile
     from lowrank_core.errors import LowrankError, UsageError
     from lowrank_core.factorizations import Hadamard, Kronecker, LowRank, Svd
@@ -42,7 +42,7 @@ _HOMES = {
     "adapters.targets": ("Target", "find_targets"),
     "adapters.tensors": ("load_state_dict_into", "state_dict_of"),
     "adapters.patch": ("PatchReport", "patch_peft", "restore"),
-    "adaptive": ("AdaptiveRank", "RankAllocator", "adapt_ranks", "rank_pattern"),
+    "adaptive": ("AdaptiveRank", "RankAllocator", "adapt_ranks", "fit_ranks", "rank_pattern"),
     "compilation": ("compile",),
     "errors": ("LowrankError", "UsageError"),
     "files": ("load", "save"),
@@ -89,6 +89,7 @@ __all__ = [
     "disable",
     "factorize",
     "find_targets",
+    "fit_ranks",
     "inject",
     "jacobian_correction",
     "load",

@@ -3,6 +3,7 @@
 from lowrank_core.adaptive.allocator import RankAllocator
 from lowrank_core.adaptive.attach import adapt_ranks
 from lowrank_core.adaptive.config import AdaptiveRank
+from lowrank_core.adaptive.directions import fit_ranks
 from lowrank_core.adaptive.patterns import rank_pattern
 
-__all__ = ["AdaptiveRank", "RankAllocator", "adapt_ranks", "rank_pattern"]
+__all__ = ["AdaptiveRank", "RankAllocator", "adapt_ranks", "fit_ranks", "rank_pattern"]

@@ -1,7 +1,7 @@
 """All directions whose number is adapted, and what can be done to them."""
 
 # torch leaves the types of a few of its methods partly open.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lowrank_core.adaptive.groups import Factor, Group, Side
+from lowrank_core.adaptive.groups import Factor, Group, Side, find_groups
 from lowrank_core.adaptive.importance import Importance
+from lowrank_core.adaptive.patterns import note_rank
 from lowrank_core.adaptive.resizing import keep_directions, replace_data, state_dims
 from lowrank_core.errors import LowrankError
 
@@ -140,6 +141,20 @@ class Directions:
 
     def _parts(self, group: Group, side: Side, importance: Importance) -> list[Tensor]:
         return [importance.score(f"{group.name}.{leaf}", factor.dim) for leaf, factor in side.factors.items()]
+
+
+def fit_ranks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Give every layer whose rank can adapt the rank it has in `state_dict`, which the model can load then.
+
+    For a model that is built anew to go on with, or to use, what an allocator has shrunk. Where `adapt_ranks` was
+    called already, the model's `load_state_dict` does this by itself.
+    """
+    prefixes = {module: f"{name}." if name else "" for name, module in model.named_modules()}
+    for group in find_groups(model):
+        for side in group.sides:
+            for factor in side.factors.values():
+                _fit(factor, factor.owner, state_dict, prefixes[factor.owner])
+        note_rank(group)
 
 
 def _fit(factor: Factor, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

@@ -46,7 +46,11 @@ class Importance:
     def score(self, name: str, dim: int) -> Tensor:
         """The mean of s over everything that belongs to one direction: a number for each index along `dim`."""
         score = self.sensitivity[name] * self.uncertainty[name]
-        return score.movedim(dim, 0).reshape(score.shape[dim], -1).mean(1) if score.numel() else score.new_zeros(score.shape[dim])
+        return (
+            score.movedim(dim, 0).reshape(score.shape[dim], -1).mean(1)
+            if score.numel()
+            else score.new_zeros(score.shape[dim])
+        )
 
     def keep(self, name: str, dim: int, index: Tensor) -> None:
         """Forget all but the directions `index`."""

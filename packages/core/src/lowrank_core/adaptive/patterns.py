@@ -26,13 +26,18 @@ def note_ranks(model: nn.Module, groups: Sequence[Group]) -> None:
             patterns.setdefault(adapter, {})[f"{layer}.lora_E.{adapter}"] = kept
         else:
             group.home.rank_pattern = kept  # pyright: ignore[reportArgumentType] - a plain attribute, no submodule
-            if "values" in group.sides[0].factors:
-                group.home.rank = sum(kept)  # pyright: ignore[reportArgumentType]
+            note_rank(group)
     for module in model.modules():
         configs: dict[str, Any] = vars(module).get("peft_config") or {}
         for adapter, pattern in patterns.items():
             if adapter in configs and hasattr(configs[adapter], "orth_reg_weight"):
                 configs[adapter].rank_pattern = pattern
+
+
+def note_rank(group: Group) -> None:
+    """Tell a factorized layer the rank that its factors have; an adapter's `rank` is what its scale refers to."""
+    if "values" in group.sides[0].factors:
+        group.home.rank = group.sides[0].rank  # pyright: ignore[reportArgumentType]
 
 
 def rank_pattern(model: nn.Module) -> dict[str, list[bool]]:
