@@ -12,6 +12,7 @@ import lowrank_core
 from lowrank_core import AdaLoRA, LoHa, LoRA
 from lowrank_core.errors import LowrankError
 from lowrank_core.files import convert, read, write
+from lowrank_core.files.model import layers_of_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -143,9 +144,7 @@ def test_a_merged_pipeline_gives_what_the_adapters_give(parts, tmp_path):
     unet = adapted(parts[0], CONFIGS["loha"])
     text = adapted(parts[1], LoHa(rank=2, target_modules=["q_proj"], weight_decompose="in"))
     files = [lowrank_core.files.adapter_file_of(model) for model in (unet, text)]
-    layers = {
-        file.component: lowrank_core.files.model.layers_of_model(m) for file, m in zip(files, (unet, text), strict=True)
-    }
+    layers = {file.component: layers_of_model(m) for file, m in zip(files, (unet, text), strict=True)}
     write(files, tmp_path / "k.safetensors", "kohya", layers)
     done = convert(tmp_path / "k.safetensors", tmp_path / "out", "merged", base=tmp_path / "base")
     assert done.lost_energy < 1e-10
@@ -190,3 +189,29 @@ def test_what_diffusers_cannot_take_is_refused(parts, tmp_path):
     saved = adapted(parts[0], LoRA(rank=2, target_modules=["to_q"], modules_to_save=["conv_out"]))
     with pytest.raises(LowrankError, match="no place for modules trained whole"):
         lowrank_core.save(saved, tmp_path / "a", "diffusers")
+
+
+@pytest.mark.slow
+def test_our_names_of_sdxls_layers_are_those_of_the_model():
+    from lowrank_core.files.sdxl import text_layers, unet_layers
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            layers_per_block=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            transformer_layers_per_block=(1, 2, 10),
+            projection_class_embeddings_input_dim=2816,
+            cross_attention_dim=2048,
+        )
+        text = CLIPTextModelWithProjection(
+            CLIPTextConfig(hidden_size=64, num_hidden_layers=32, num_attention_heads=2, intermediate_size=64)
+        )
+    assert set(layers_of_model(unet)) == set(unet_layers())
+    linear = {name for name, geometry in layers_of_model(text).items() if "embedding" not in name}
+    assert linear == set(text_layers())

@@ -132,6 +132,16 @@ def test_a_dtype_that_is_too_narrow(net, adapted, tmp_path):
         write_merged([adapter_file_of(model)], base, tmp_path / "out")
 
 
+def test_a_part_for_a_model_that_the_base_does_not_hold_is_not_dropped(tmp_path):
+    (tmp_path / "base" / "unet").mkdir(parents=True)
+    save_file({"conv_in.weight": torch.ones(2, 2)}, tmp_path / "base" / "unet" / "model.safetensors")
+    keys = ["lora_unet_conv_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1"]
+    tensors = {f"{key}.lora_{way}.weight": torch.ones(2, 2) for key in keys for way in ("up", "down")}
+    save_file(tensors, tmp_path / "k.safetensors")
+    with pytest.raises(LowrankError, match="the adapter has a part for te1, which is not in the base"):
+        convert(tmp_path / "k.safetensors", tmp_path / "out", "merged", base=tmp_path / "base")
+
+
 def test_an_adapter_of_another_model_than_the_base_holds(net, adapted, tmp_path):
     for part in ("unet", "text_encoder"):
         (tmp_path / "base").mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ def convert(
         raise UsageError(f"a rank is for plain LoRAs, and {to} keeps the adapter as it is; use --to lora")
     check_free(dest / WEIGHTS_NAME if to == "diffusers" and dest.suffix != ".safetensors" else dest, overwrite)
     models = None if base is None else base_layers(base)
-    files = read(source, models)
+    files = read(source, models, whole=True)
     layers: dict[Component, Layers] | None = None
     if models is not None:
         parts: list[Component] = [part_for(file.component, models, file.modules) for file in files]

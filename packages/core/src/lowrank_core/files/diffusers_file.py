@@ -37,11 +37,16 @@ def is_diffusers(keys: Mapping[str, Any]) -> bool:
 
 
 def read_diffusers(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, known: Names | None = None
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+    known: Names | None = None,
+    *,
+    whole: bool = False,
 ) -> list[AdapterFile]:
     """The LoRAs in a file, one for each model; a file without configuration has scale 1 in every module.
 
-    known: as for `read_kohya`.
+    known, whole: as for `read_kohya`.
 
     Raises:
         LowrankError: keys that are no LoRA's, factors that are missing or do not fit, modules the model does not have.
@@ -60,7 +65,7 @@ def read_diffusers(
     configured = _configured(metadata, path)
     files: list[AdapterFile] = []
     for component, modules in parts.items():
-        at_hand = names_for(component, known, single=len(parts) == 1)
+        at_hand = names_for(component, known, single=len(parts) == 1, whole=whole)
         if known is not None and at_hand is None:
             continue
         file = _file(modules, configured.get(component), metadata, component)

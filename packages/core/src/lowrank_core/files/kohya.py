@@ -51,7 +51,12 @@ def is_kohya(keys: Mapping[str, Any]) -> bool:
 
 
 def read_kohya(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, known: Names | None = None
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+    known: Names | None = None,
+    *,
+    whole: bool = False,
 ) -> list[AdapterFile]:
     """The adapters in a file, one for each model it speaks of.
 
@@ -61,6 +66,7 @@ def read_kohya(
 
     known: the names of the modules of the models at hand: parts of the file for other models are left out. Without it
         all of them are read, and names are those of SDXL, or the file's own.
+    whole: raise instead of leaving a part out.
 
     Raises:
         LowrankError: keys that are no adapter's or match no module, factors that are missing or do not fit, algorithms
@@ -77,7 +83,7 @@ def read_kohya(
         parts[component][module if module in written else flat] = held
     files: list[AdapterFile] = []
     for component, modules in parts.items():
-        at_hand = names_for(component, known, single=len(parts) == 1)
+        at_hand = names_for(component, known, single=len(parts) == 1, whole=whole)
         if known is not None and at_hand is None:
             continue  # for a model that is not at hand
         names = {module: written[module] for module in modules if module in written}

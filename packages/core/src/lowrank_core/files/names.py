@@ -47,10 +47,15 @@ def split_prefix(module: str) -> tuple[Component, str] | None:
     return None
 
 
-def names_for(component: Component, known: Names | None, *, single: bool) -> Collection[str] | None:
+def names_for(
+    component: Component, known: Names | None, *, single: bool, whole: bool = False
+) -> Collection[str] | None:
     """The names of the model at hand that an adapter's part is for; None if it is for another.
 
     A file of one part goes to the one model there is, whatever either is called.
+
+    Raises:
+        LowrankError: it is for another, and the file is wanted whole.
     """
     if known is None:
         return None
@@ -58,7 +63,13 @@ def names_for(component: Component, known: Names | None, *, single: bool) -> Col
         return known[component]
     if single and len(known) == 1:
         return next(iter(known.values()))
-    return known.get("unet") if component == "" and single else None
+    found = known.get("unet") if component == "" and single else None
+    if found is None and whole:
+        raise LowrankError(
+            f"the adapter has a part for {component or 'a model without a name'}, which is not in the base; "
+            "give the folder of the whole pipeline"
+        )
+    return found
 
 
 def resolve(flat: Collection[str], component: Component, known: Collection[str] | None) -> dict[str, str]:
