@@ -12,6 +12,7 @@ from lowrank_core.errors import LowrankError, UsageError
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's without the yellow: told apart with any colour vision."""
+_MARKERS = ("o-", "s--", "^:")
 _ENDINGS = (".png", ".svg", ".pdf")
 
 
@@ -35,29 +36,35 @@ def plot_costs(results: Sequence[Counted], number_bytes: int, traffic: Traffic |
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, max(4.5, 0.4 * len(results))), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     methods = list(dict.fromkeys(counted.report.method for counted in results))
     for position, method in enumerate(methods):
         points = [c for c in results if c.report.method == method]
         xs, ys = [c.report.trainable_params for c in points], [_mean_rank(c) for c in points]
-        left.plot(xs, ys, "o-", color=_COLOURS[position % len(_COLOURS)], label=method)
+        left.plot(
+            xs,
+            ys,
+            _MARKERS[position // len(_COLOURS) % len(_MARKERS)],
+            color=_COLOURS[position % len(_COLOURS)],
+            label=method,
+        )
     left.set_xscale("log")
     left.set_xlabel("trained parameters")
     left.set_ylabel("reachable rank, mean share of full rank, %")
-    left.set_ylim(0, 105)
+    left.set_yscale("log")
     left.legend()
     rounds = traffic or Traffic(rounds=1, clients_per_round=1)
     sent = [c.report.transferred_params * number_bytes for c in results]
-    totals = [rounds.rounds * rounds.bytes_per_round(each) / 1e6 for each in sent]
+    totals = [rounds.rounds * rounds.bytes_per_round(each) for each in sent]
+    unit, scale = ("GB", 1e9) if max(totals) >= 1e10 else ("MB", 1e6)
     names = [f"{c.report.method}\n{c.report.rule}".strip() for c in results]
     colours = [_COLOURS[methods.index(c.report.method) % len(_COLOURS)] for c in results]
-    right.barh(range(len(results)), totals, color=colours)
+    right.barh(range(len(results)), [total / scale for total in totals], color=colours)
     right.set_yticks(range(len(results)), names)
     right.invert_yaxis()
-    right.set_xscale("log")
-    right.set_xlabel(f"MB, down and up: {rounds.clients_per_round} clients a round, {rounds.rounds} rounds")
+    right.set_xlabel(f"{unit}, down and up; rounds: {rounds.rounds}, clients a round: {rounds.clients_per_round}")
     figure.suptitle(f"{results[0].model}: {results[0].report.original_params:,} parameters")
     try:
         figure.savefig(path, dpi=150)
