@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import lowrank_core
 from lowrank_core import LoRA
 from lowrank_core.errors import LowrankError, UsageError
-from lowrank_core.files import read, write
+from lowrank_core.files import convert, read, write
 from lowrank_core.files.tensors import write_bytes
 
 
@@ -183,3 +183,34 @@ def test_a_file_for_several_models_needs_a_model_that_is_known(tmp_path):
     )
     with pytest.raises(LowrankError, match=r"k.safetensors holds nothing for this model"):
         lowrank_core.load(torch.nn.ModuleDict({"conv_in": torch.nn.Linear(2, 2)}), tmp_path / "k.safetensors")
+
+
+def test_magnitudes_and_factors_belong_together(adapted, tmp_path):
+    from safetensors.torch import load_file
+
+    config = LoRA(rank=2, target_modules=["to_q"], weight_decompose="out")
+    lowrank_core.save(adapted(config), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole, name = load_file(path), "base_model.model.mid_blocks.0.to_q."
+    save_file({key: t for key, t in whole.items() if key != f"{name}lora_magnitude_vector"}, path)
+    with pytest.raises(LowrankError, match=r"no lora_magnitude_vector for mid_blocks\.0\.to_q, which DoRA needs"):
+        read(tmp_path / "adapter")
+    factors = (f"{name}lora_A.weight", f"{name}lora_B.weight")
+    save_file({key: tensor for key, tensor in whole.items() if key not in factors}, path)
+    with pytest.raises(LowrankError, match=r"magnitudes without factors: mid_blocks\.0\.to_q"):
+        read(tmp_path / "adapter")
+
+
+def test_folders_for_several_models_need_a_model_that_is_known(net, adapted, tmp_path):
+    for name in ("unet", "text_encoder_one"):
+        lowrank_core.save(adapted(LoRA(rank=2, target_modules=["to_q"])), tmp_path / name)
+    with pytest.raises(LowrankError, match="holds adapters for unet, te1, and this model is none that is known"):
+        lowrank_core.load(net, tmp_path)
+
+
+def test_a_merge_into_a_place_that_cannot_be_written_to(adapted, tmp_path):
+    base = tmp_path / "model.safetensors"
+    save_file({"head.weight": torch.ones(6, 12)}, base)
+    lowrank_core.save(adapted(LoRA(rank=2, target_modules=["head"])), tmp_path / "adapter")
+    with pytest.raises(LowrankError, match=r"cannot write to .*: .*; choose another place"):
+        convert(tmp_path / "adapter", base / "out", "merged", base=base)

@@ -12,6 +12,7 @@ import lowrank_core
 from lowrank_core import AdaLoRA, LoHa, LoRA
 from lowrank_core.errors import LowrankError
 from lowrank_core.files import convert, read, write
+from lowrank_core.files.diffusers_file import diffusers_tensors
 from lowrank_core.files.model import layers_of_model
 
 with warnings.catch_warnings():
@@ -189,6 +190,12 @@ def test_what_diffusers_cannot_take_is_refused(parts, tmp_path):
     saved = adapted(parts[0], LoRA(rank=2, target_modules=["to_q"], modules_to_save=["conv_out"]))
     with pytest.raises(LowrankError, match="no place for modules trained whole"):
         lowrank_core.save(saved, tmp_path / "a", "diffusers")
+    whole = lowrank_core.files.adapter_file_of(adapted(parts[0], LoHa(rank=2, target_modules=["to_q"])))
+    with pytest.raises(LowrankError, match="diffusers reads plain LoRA alone; convert the adapter to it first"):
+        diffusers_tensors([whole])
+    words = adapted(parts[1], LoRA(rank=2, target_modules=["token_embedding"]))
+    with pytest.raises(LowrankError, match="no place for embeddings"):
+        lowrank_core.save(words, tmp_path / "a", "diffusers")
 
 
 @pytest.mark.slow

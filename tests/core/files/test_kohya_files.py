@@ -241,3 +241,48 @@ def test_embeddings_have_no_place_in_a_kohya_file(tmp_path):
     model = lowrank_core.inject(torch.nn.Sequential(torch.nn.Embedding(5, 4)), LoRA(rank=2, target_modules=["0"]))
     with pytest.raises(LowrankError, match=r"no place for embeddings \(0\)"):
         lowrank_core.save(model, tmp_path / "k.safetensors", "kohya")
+
+
+def rewritten(adapted, tmp_path, **changes):
+    """A file of a LoHa, with entries of its metadata changed."""
+    lowrank_core.save(adapted(CONFIGS["loha"]), tmp_path / "k.safetensors", "kohya")
+    (file,) = read(tmp_path / "k.safetensors")
+    metadata = {**file.metadata, **{key.replace("__", "."): value for key, value in changes.items()}}
+    save_file(load_file(tmp_path / "k.safetensors"), tmp_path / "changed.safetensors", metadata)
+    return tmp_path / "changed.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lowrank__modules": "{"}, "has lowrank.modules in its metadata that is not JSON"),
+        ({"lowrank__adapter_configs": "[]"}, "has lowrank.adapter_configs in its metadata that is not JSON"),
+        (
+            {"lowrank__adapter_configs": json.dumps({"": {"peft_type": "LOKR"}})},
+            "holds loha factors, but its metadata says lokr",
+        ),
+        (
+            {"lowrank__adapter_configs": json.dumps({"": {"peft_type": "LOHA", "r": 7}})},
+            "has rank [35] for .*, but its metadata says 7",
+        ),
+    ],
+)
+def test_metadata_that_does_not_fit_the_factors(adapted, tmp_path, changes, message):
+    with pytest.raises(LowrankError, match=message):
+        read(rewritten(adapted, tmp_path, **changes))
+
+
+def test_modules_that_would_share_a_flat_name_are_not_written(tmp_path):
+    inner = torch.nn.ModuleDict({"b": torch.nn.Linear(2, 2)})
+    model = torch.nn.ModuleDict({"a": inner, "a_b": torch.nn.Linear(2, 2)})
+    lowrank_core.inject(model, LoRA(rank=1, target_modules=["a.b", "a_b"]))
+    with pytest.raises(LowrankError, match=r"a_b and a\.b would both be called lycoris_a_b; write a PEFT folder"):
+        lowrank_core.save(model, tmp_path / "k.safetensors", "kohya")
+
+
+def test_the_writer_itself_takes_no_adalora(adapted):
+    from lowrank_core.files.kohya_write import kohya_tensors
+
+    model = adapted(lowrank_core.AdaLoRA(rank=3, target_rank=2, target_modules=["head"]))
+    with pytest.raises(LowrankError, match="kohya files have no adalora; convert it to plain LoRA first"):
+        kohya_tensors([lowrank_core.files.adapter_file_of(model)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lowrank_core.adapters.config import AdaLoRA
-from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.errors import UsageError
 from lowrank_core.files.as_lora import LoRAExport, as_lora
 from lowrank_core.files.base import base_layers, fitted, part_for
 from lowrank_core.files.bundle import AdapterFile, Component, Layers
@@ -120,6 +120,4 @@ def _check_peft(files: Sequence[AdapterFile], layers: dict[Component, Layers] | 
 
 def _count(path: Path) -> int:
     found = [path] if path.is_file() else sorted(path.rglob("adapter_model.safetensors"))
-    if not found:
-        raise LowrankError(f"{path} was written, but holds no weights; report this as a fault")
     return sum(len(read_shapes(file)) for file in found)
