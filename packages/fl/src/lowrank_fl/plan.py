@@ -1,46 +1,47 @@
 """What a run would cost, found out without training: parameters, traffic, arithmetic and time on this machine."""
 
-import copy
+import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from lowrank_core.candidates import LeftEntry
-from lowrank_core.replacement import FactorizedEntry
+from lowrank_core.replacement import FactorizedEntry, FactorizeReport
 from lowrank_fl.config import RunConfig
+from lowrank_fl.flops import CountFlops, Undrawn
 from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.load import expand
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device, worker_count
 from lowrank_fl.state import transferred
+from lowrank_fl.timing import time_steps, torch_threads
 from lowrank_fl.training import backward
 
-_TIMED_EXAMPLES = 16
-_TIMED_SECONDS = 1.0
+# No step that takes much longer is timed whole: some seconds of a core.
+_TIMED_FLOPS = 200_000_000_000
 
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a plan must know of a data set: an example's shape, how many classes, how many training examples."""
+    """What a plan must know of a data set: an example's shape, how many classes, training and test examples."""
 
     input_shape: tuple[int, ...]
     classes: int
     examples: int
+    test_examples: int
 
 
 # So that a plan needs no download; the tests hold these against the loaders.
 _SHAPES = {
-    "digits": DataShape((1, 8, 8), 10, 1442),
-    "cifar10": DataShape((3, 32, 32), 10, 50_000),
-    "cifar100": DataShape((3, 32, 32), 100, 50_000),
-    "cinic10": DataShape((3, 32, 32), 10, 90_000),
-    "mnist": DataShape((1, 28, 28), 10, 60_000),
-    "emnist": DataShape((1, 28, 28), 62, 697_932),
+    "digits": DataShape((1, 8, 8), 10, 1442, 355),
+    "cifar10": DataShape((3, 32, 32), 10, 50_000, 10_000),
+    "cifar100": DataShape((3, 32, 32), 100, 50_000, 10_000),
+    "cinic10": DataShape((3, 32, 32), 10, 90_000, 90_000),
+    "mnist": DataShape((1, 28, 28), 10, 60_000, 10_000),
+    "emnist": DataShape((1, 28, 28), 62, 697_932, 116_323),
 }
 
 
@@ -68,7 +69,7 @@ class RunPlan:
     flops_per_round: int
     """Of the clients' training, forward and backward; a multiply-add counts as two."""
     seconds: float
-    """An estimate from one timed step on random numbers, at this machine's present load."""
+    """Of training and evaluation, estimated from timed steps, on this machine while it runs nothing else."""
     layers: tuple[FactorizedEntry, ...]
     left: tuple[LeftEntry, ...]
 
@@ -90,15 +91,17 @@ def plan(config: RunConfig) -> Plan:
 
 def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     data, federation = _data_shape(config), config.federation
-    model, report = build_model(config.model, data.input_shape, data.classes, seed=0)
+    model, report = _build(config, data)
     params = sum(parameter.numel() for parameter in model.parameters())
     state = transferred(model)
     downlink, uplink = measure_round(config.strategy, federation, state)
     model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     held = data.examples / federation.clients
-    steps = federation.clients_per_round * federation.epochs * math.ceil(held / federation.batch_size)
-    per_step, per_example, flops_per_second = _measure_step(model, config, data)
-    flops = round(steps * per_step + federation.clients_per_round * federation.epochs * held * per_example)
+    steps = federation.epochs * math.ceil(held / federation.batch_size)
+    with torch_threads(config.engine.threads):
+        per_step, per_example = _count_step(model, config, data)
+        seconds = _round_seconds(model, config, data, per_step, per_example)
+    flops = round(federation.clients_per_round * (steps * per_step + federation.epochs * held * per_example))
     return RunPlan(
         name=config.name,
         method=config.model.method,
@@ -115,7 +118,7 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
         total_bytes=(uplink + downlink) * config.rounds,
         paper_bytes=2 * federation.clients_per_round * model_bytes * config.rounds,
         flops_per_round=flops,
-        seconds=config.rounds * flops / (flops_per_second * worker_count(config)),
+        seconds=config.rounds * seconds,
         layers=report.changed if report else (),
         left=report.left if report else (),
     )
@@ -127,52 +130,52 @@ def _data_shape(config: RunConfig) -> DataShape:
         from lowrank_fl.data import load_examples
 
         examples = load_examples(config.data, config.partition, 0)
-        return DataShape(examples.input_shape, len(examples.classes), len(examples.labels))
+        return DataShape(examples.input_shape, len(examples.classes), len(examples.labels), len(examples.test_labels))
     if config.data.max_examples is not None:
-        return DataShape(known.input_shape, known.classes, min(known.examples, config.data.max_examples))
+        return dataclasses.replace(known, examples=min(known.examples, config.data.max_examples))
     return known
 
 
-def _measure_step(model: nn.Module, config: RunConfig, data: DataShape) -> tuple[int, int, float]:
-    """FLOPs of a training step itself (composing weights), FLOPs of each example in it, and FLOPs a second.
-
-    Counted on the meta device in steps of one and two examples; timed on random numbers.
-    """
-
-    def step(model: nn.Module, examples: int, device: str) -> None:
-        inputs, labels = _batch(data, examples, device)
-        backward(model, inputs, labels, config.federation.lr, config.model.jacobian_lambda)
-
-    on_meta = copy.deepcopy(model).to("meta")
-    counts: list[int] = []
-    for examples in (1, 2):
-        with FlopCounterMode(display=False) as counter:
-            step(on_meta, examples, "meta")
-        counts.append(counter.get_total_flops())
-    per_example = counts[1] - counts[0]
-    per_step = counts[0] - per_example
-
-    model = model.to(config.device)
-    timed = min(config.federation.batch_size, _TIMED_EXAMPLES)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.engine.threads)
-    try:
-        # The quickest of a few, and of two at least: the first also pays for setting up.
-        quickest, began, steps = math.inf, time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - began < _TIMED_SECONDS:
-            steps += 1
-            start = time.perf_counter()
-            step(model, timed, config.device)
-            if torch.device(config.device).type == "cuda":
-                torch.cuda.synchronize()
-            quickest = min(quickest, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return per_step, per_example, (per_step + timed * per_example) / quickest
+def _build(config: RunConfig, data: DataShape) -> tuple[nn.Module, FactorizeReport | None]:
+    """The run's network with any values: its own initialisation would take VGG16 seconds."""
+    with torch.device("meta"), Undrawn():
+        model, report = build_model(config.model, data.input_shape, data.classes, seed=0)
+    state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    for tensor in state.values():
+        # Neither so large that the loss overflows nor so small that arithmetic on subnormal numbers slows it.
+        tensor.normal_(0, 0.1) if tensor.ndim > 1 else tensor.fill_(1)
+    model.load_state_dict(state, assign=True)
+    return model, report
 
 
-def _batch(data: DataShape, size: int, device: str) -> tuple[Tensor, Tensor]:
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    if len(data.input_shape) == 1:
-        return torch.zeros(size, *data.input_shape, dtype=torch.int64, device=device), labels
-    return torch.randn(size, *data.input_shape, device=device), labels
+def _count_step(model: nn.Module, config: RunConfig, data: DataShape) -> tuple[int, int]:
+    """FLOPs of a training step itself (composing weights and correcting them), and of each example in it."""
+
+    def count(examples: int, jacobian_lambda: float) -> int:
+        inputs = torch.randint(2, (examples, *data.input_shape))
+        if len(data.input_shape) > 1:
+            inputs = 2.0 * inputs - 1
+        labels = torch.zeros(examples, dtype=torch.int64)
+        # Without oneDNN, whose LSTM is one operation to the counter. Its TF32 is left alone: setting it warns.
+        without = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # pyright: ignore[reportArgumentType]
+        with without, CountFlops() as counter:
+            backward(model, inputs, labels, config.federation.lr, jacobian_lambda)
+        return counter.total
+
+    per_example = count(2, 0) - count(1, 0)
+    per_step = count(1, config.model.jacobian_lambda) - per_example
+    model.zero_grad()
+    return per_step, per_example
+
+
+def _round_seconds(model: nn.Module, config: RunConfig, data: DataShape, per_step: int, per_example: int) -> float:
+    """Of the clients' training and the evaluation, from a step of as many examples as an epoch's have on average."""
+    federation, workers = config.federation, worker_count(config)
+    held = data.examples / federation.clients
+    steps = math.ceil(held / federation.batch_size)
+    mean = math.ceil(held / steps)
+    timed = max(1, min(mean, (_TIMED_FLOPS - per_step) // per_example))
+    step, evaluation = time_steps(model, config, data.input_shape, timed)
+    step *= (per_step + mean * per_example) / (per_step + timed * per_example)
+    clients_of_a_worker = math.ceil(federation.clients_per_round / workers)
+    return clients_of_a_worker * federation.epochs * steps * step + data.test_examples / timed * evaluation / workers
