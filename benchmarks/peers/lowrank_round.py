@@ -36,7 +36,7 @@ def main() -> None:
     how = LocalTraining(config, 0.0, 0, "cpu", arguments.threads)
     executor.set_up(network, examples, list(federation.parts.numpy()), how)
     grid = LocalGrid(cell.clients, executor.execute, shared=executor.shared)
-    strategy = make_strategy(StrategyConfig(), config)
+    strategy = make_strategy(StrategyConfig(), config, [name for name, _ in network.named_parameters()])
     arrays = to_record(transferred(network), shared=executor.shared)
     for trained in train_rounds(strategy, grid, arrays, config, rounds=1 + arguments.rounds, seed=0):
         clock.mark()

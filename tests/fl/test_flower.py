@@ -105,7 +105,7 @@ def run(executor, strategy="fedavg", order=None, rounds=3, **federation):
     grid = LocalGrid(4, execute, shared=executor.shared)
     initial = to_record(transferred(model), shared=executor.shared)
     results = []
-    made = make_strategy(StrategyConfig(name=strategy), local.federation)
+    made = make_strategy(StrategyConfig(name=strategy), local.federation, list(transferred(model)))
     for trained in train_rounds(made, grid, initial, local.federation, rounds=rounds, seed=5):
         results.append(
             (
@@ -144,7 +144,7 @@ def test_fedavg_is_the_mean_weighted_by_examples():
     executor.set_up(small_model(), examples, parts, local)
     grid = LocalGrid(2, executor.execute, shared=False)
     initial = to_record(transferred(small_model()), shared=False)
-    made = make_strategy(StrategyConfig(), local.federation)
+    made = make_strategy(StrategyConfig(), local.federation, list(transferred(small_model())))
     captured = []
     grid_send = grid.send_and_receive
     grid.send_and_receive = lambda messages, **_: captured.extend(grid_send(messages)) or captured

@@ -65,6 +65,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path):
         "model.safetensors",
         "model.json",
         "accuracy_vs_bytes.png",
+        "checkpoint",
         "report.html",
     }
     rows = rows_of(out)
@@ -172,8 +173,8 @@ def test_divergence_ends_the_run_with_the_finished_rounds_kept(tmp_path, monkeyp
 
     train = Trainer.train
 
-    def diverge_in_round_3(self, client, round_number, lr, proximal_mu=0.0):
-        return train(self, client, round_number, lr if round_number < 3 else 1e30, proximal_mu)
+    def diverge_in_round_3(self, client, round_number, lr, drift=None):
+        return train(self, client, round_number, lr if round_number < 3 else 1e30, drift)
 
     monkeypatch.setattr(Trainer, "train", diverge_in_round_3)
     out = tmp_path / "run"

@@ -7,6 +7,7 @@ from cases import equal_parts, how, small_examples, small_model
 from torch import nn
 
 from lowrank_core import LowrankError, factorize
+from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import transferred
 from lowrank_fl.training import SGD, Trainer, backward
@@ -51,11 +52,11 @@ def test_one_epoch_of_one_batch_is_one_gradient_step():
     by_hand = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     by_hand.load_state_dict(model.state_dict())
     trainer = Trainer(model, examples, equal_parts(examples, 1), how(epochs=1, batch_size=8))
-    count, loss = trainer.train(0, 1, 0.1)
+    trained = trainer.train(0, 1, 0.1)
     expected_loss = F.cross_entropy(by_hand(examples.normalize(examples.inputs)), examples.labels)
     expected_loss.backward()
-    assert count == 8
-    assert loss == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert (trained.examples, trained.steps) == (8, 1)
+    assert trained.loss == pytest.approx(expected_loss.item(), rel=1e-5)
     for parameter, expected in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(parameter, expected - 0.1 * expected.grad, rtol=1e-5, atol=1e-6)
 
@@ -66,7 +67,7 @@ def test_the_proximal_term_pulls_towards_the_servers_model():
     for mu in (0.0, 10.0):
         trainer = Trainer(small_model(), examples, equal_parts(examples, 4), how(epochs=5))
         start = trainer.state["1.weight"].clone()
-        trainer.train(0, 1, 0.05, proximal_mu=mu)
+        trainer.train(0, 1, 0.05, Drift(proximal=mu))
         moved.append((trainer.state["1.weight"] - start).norm().item())
     assert moved[1] < 0.5 * moved[0]
 

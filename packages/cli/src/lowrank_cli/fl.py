@@ -67,6 +67,15 @@ def run(
             rich_help_panel="Output",
         ),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the run or sweep in this folder after its last finished round.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what the run would cost, and train nothing.", rich_help_panel="Output")
     ] = False,
@@ -77,6 +86,14 @@ def run(
 
     CONFIG is a preset's name (see: lowrank fl presets) or a YAML file; without it, the preset quickstart.
     """
+    if resume is not None:
+        from lowrank_cli.runs import go_on
+        from lowrank_core import UsageError
+
+        if config or override or sweep or engine or seed is not None or out or plan:
+            raise UsageError("--resume takes everything from its folder; leave the configuration and --out out")
+        go_on(resume, as_json=as_json, quiet=quiet)
+        return
     from lowrank_fl.load import load_config
 
     settings = load_config(config, override, seed=seed, engine=engine, sweep=sweep)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,50 @@ import typer
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
 from lowrank_fl.config import RunConfig
+from lowrank_fl.load import load_config
 from lowrank_fl.report import MARGIN, bytes_to_originals, label_of, three_digits
-from lowrank_fl.results import RunSummary
+from lowrank_fl.results import Observer, RunSummary
 
 
 def carry_out(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Run `config` and print the summaries, after Ctrl-C too."""
+
+    def work(observer: Observer) -> list[RunSummary]:
+        from lowrank_fl.run import run
+
+        return run(config, out, observer)
+
+    _show(work, is_sweep=bool(config.sweep), as_json=as_json, quiet=quiet)
+
+
+def go_on(folder: Path, *, as_json: bool, quiet: bool) -> None:
+    """Resume what `folder` holds and print the summaries, after Ctrl-C too."""
+
+    def work(observer: Observer) -> list[RunSummary]:
+        from lowrank_fl.run import resume
+
+        return resume(folder, observer)
+
+    file = folder / "config.yaml"
+    is_sweep = file.exists() and bool(load_config(str(file)).sweep)
+    _show(work, is_sweep=is_sweep, as_json=as_json, quiet=quiet)
+
+
+def _show(work: Callable[[Observer], list[RunSummary]], *, is_sweep: bool, as_json: bool, quiet: bool) -> None:
     with watch(quiet=quiet) as observer:
-        from lowrank_fl.run import Interrupted, run
+        from lowrank_fl.run import Interrupted
 
         interruption = None
         try:
-            summaries = run(config, out, observer)
+            summaries = work(observer)
         except Interrupted as stop:
             interruption, summaries = stop, stop.summaries
     if summaries and as_json:
-        typer.echo(json.dumps(_as_tree(summaries, is_sweep=bool(config.sweep))))
+        typer.echo(json.dumps(_as_tree(summaries, is_sweep=is_sweep)))
     elif summaries:
         _print_table(summaries)
         if not quiet:
-            where = _folder(summaries, is_sweep=bool(config.sweep))
+            where = _folder(summaries, is_sweep=is_sweep)
             report = where / "report.html"
             # A sweep that was interrupted has none for all its runs.
             typer.echo(f"\nfiles: {where}" + (f", report: {report}" if report.exists() else ""))

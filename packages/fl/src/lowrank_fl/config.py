@@ -84,20 +84,42 @@ class FederationConfig(Section):
     """The learning rate is multiplied by this after every round."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NumberFromZero = 0.0
+    tolerated_failures: Fraction = 0.0
+    """The share of a round's clients that may fail; the round goes on without them."""
 
 
 class StrategyConfig(Section):
     """The server's rule, by Flower's name in small letters; the other keys belong to the rule that reads them."""
 
-    name: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    name: Literal[
+        "fedavg",
+        "fedavgm",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "scaffold",
+        "feddyn",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
+    ] = "fedavg"
     mu: NumberFromZero = 0.1
     """FedProx: weight of the proximal term."""
-    server_lr: PositiveFloat = 0.01
-    """FedAdam: the server's learning rate."""
+    server_lr: PositiveFloat | None = None
+    """The server's learning rate; 0.01 for FedAdam, FedYogi and FedAdagrad, 1 for FedAvgM and SCAFFOLD if not given."""
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """FedAvgM."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     tau: PositiveFloat = 1e-3
-    """FedAdam: degree of adaptivity."""
+    """FedAdam, FedYogi, FedAdagrad: degree of adaptivity."""
+    alpha: PositiveFloat = 0.1
+    """FedDyn: strength of the dynamic regularisation."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """FedTrimmedAvg: the share of clients cut off at either end, number by number."""
+    malicious: Annotated[int, Field(ge=0)] = 0
+    """Krum: how many clients may send anything."""
 
 
 class EngineConfig(Section):

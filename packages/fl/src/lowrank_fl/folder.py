@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 
 from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
@@ -36,14 +39,63 @@ def prepare(out: Path | None, name: str) -> Path:
     return out
 
 
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Inside the block no other run writes to this folder.
+
+    Raises:
+        LowrankError: one does already.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LowrankError(f"another run is writing to {folder}; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        lock_file = folder / ".lock"
+        lock_file.unlink(missing_ok=True)
+
+
+def read_summary(folder: Path) -> RunSummary | None:
+    """The summary of a run that has ended, or was interrupted."""
+    file = folder / "summary.json"
+    return RunSummary(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def write_config(path: Path, config: RunConfig, *, sweep: bool = False) -> None:
+    """config.yaml: everything it takes to run this again."""
+    tree = config.model_dump(mode="json", exclude=None if sweep else {"sweep"})
+    path.mkdir(parents=True, exist_ok=True)
+    write_whole(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or the next start after a crash, finds the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
 class RunFolder:
     """The files of one run: config.yaml first, a line of metrics.jsonl a round, then the model and the summary."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        tree = config.model_dump(mode="json", exclude={"sweep"})
-        self._write("config.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
+        write_config(path, config)
+
+    def keep_rounds(self, count: int) -> list[RoundRow]:
+        """The first `count` rows of metrics.jsonl; later ones, which a killed run may have left, are removed."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines()[:count] if file.exists() else []
+        if len(lines) < count:
+            raise LowrankError(
+                f"{file} has {len(lines)} rounds, and the checkpoint {count}; start the run again in a new folder"
+            )
+        write_whole(file, "".join(f"{line}\n" for line in lines).encode())
+        return [RoundRow(**json.loads(line)) for line in lines]
 
     def add_round(self, row: RoundRow) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
@@ -53,7 +105,7 @@ class RunFolder:
         """model.safetensors, and model.json with all it takes to build the network and feed it."""
         from safetensors.numpy import save
 
-        self._write("model.safetensors", save(arrays))
+        write_whole(self.path / "model.safetensors", save(arrays))
         description: dict[str, Any] = {
             "model": config.model.model_dump(mode="json"),
             "seed": config.seed,
@@ -62,13 +114,7 @@ class RunFolder:
             "mean": list(examples.mean),
             "std": list(examples.std),
         }
-        self._write("model.json", json.dumps(description, indent=2).encode())
+        write_whole(self.path / "model.json", json.dumps(description, indent=2).encode())
 
     def save_summary(self, summary: RunSummary) -> None:
-        self._write("summary.json", json.dumps(dataclasses.asdict(summary), indent=2).encode())
-
-    def _write(self, name: str, content: bytes) -> None:
-        # A reader, or the next start after a crash, finds the old file or the new one.
-        temporary = self.path / f".{name}.part"
-        temporary.write_bytes(content)
-        os.replace(temporary, self.path / name)
+        write_whole(self.path / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2).encode())

@@ -22,6 +22,8 @@ class RoundRow:
     seconds: float
     """Training, aggregation and evaluation."""
     clients: list[int]
+    dropped: dict[str, str] = field(default_factory=dict[str, str])
+    """Clients whose replies were not used, and why; by their number as text, as JSON has it."""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 from lowrank_core import LowrankError
+from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, parts_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
-from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.workers import Executor, make_executor
-from lowrank_fl.folder import RunFolder, prepare
-from lowrank_fl.load import expand
+from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, write_config
+from lowrank_fl.load import expand, load_config
 from lowrank_fl.models.build import build_model
 from lowrank_fl.report import write_report
 from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
@@ -48,9 +49,35 @@ def run(config: RunConfig, out: Path | None, observer: Observer) -> list[RunSumm
         LowrankError: `out` holds something already, data or device are missing, training diverges.
         Interrupted: Ctrl-C; the finished rounds and their model are on disk.
     """
-    folder = prepare(out, config.name)
-    runs = expand(config)
     check_device(config.device)
+    folder = prepare(out, config.name)
+    with locked(folder):
+        if config.sweep:
+            write_config(folder, config, sweep=True)
+        return _carry_out(config, folder, observer)
+
+
+def resume(folder: Path, observer: Observer) -> list[RunSummary]:
+    """Go on with the run or the sweep in `folder` after its last finished round, as if it had never stopped.
+
+    Runs that are finished are left as they are. The final weights have the bits of a run that was not interrupted.
+
+    Raises:
+        LowrankError: the folder is no run's, another process writes to it, its checkpoint is damaged or another
+            configuration's; and what `run` raises.
+        Interrupted: Ctrl-C.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        raise LowrankError(f"{folder} holds no run to resume: there is no config.yaml in it")
+    config = load_config(str(file))
+    check_device(config.device)
+    with locked(folder):
+        return _carry_out(config, folder, observer)
+
+
+def _carry_out(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
+    runs = expand(config)
     executor = make_executor(worker_count(config))
     data = _DataCache()
     summaries: list[RunSummary] = []
@@ -131,9 +158,15 @@ class _Run:
     def carry_out(self, index: int, count: int) -> RunSummary | None:
         """The summary; marked interrupted after Ctrl-C, None if that came before the first round's end.
 
-        An error leaves the finished rounds and their model in the folder too.
+        A run that the folder's checkpoint has begun goes on after it. An error leaves the finished rounds and their
+        model in the folder too.
         """
         config, examples = self.config, self.examples
+        checkpoint = load_checkpoint(self.path, config)
+        done = checkpoint.round if checkpoint else 0
+        finished = read_summary(self.path)
+        if done == config.rounds and finished is not None and not finished.interrupted:
+            return finished
         federation = config.federation
         parts = parts_of(config, examples)
         model, report = build_model(
@@ -146,6 +179,7 @@ class _Run:
         self.original_params = report.original_params if report else self.params
         self.transferred_params = sum(tensor.numel() for tensor in transferred(model).values())
         folder = RunFolder(self.path, config)
+        self.rows = folder.keep_rounds(done)
         self.observer.run_started(
             RunStart(
                 config.name,
@@ -158,16 +192,33 @@ class _Run:
                 self.swept,
             )
         )
-        how = LocalTraining(federation, config.model.jacobian_lambda, config.seed, config.device, config.engine.threads)
+        for row in self.rows:
+            self.observer.round_ended(row)
+        how = LocalTraining(
+            federation,
+            config.model.jacobian_lambda,
+            config.seed,
+            config.device,
+            config.engine.threads,
+            self.path / "clients",
+        )
         stop: KeyboardInterrupt | LowrankError | None = None
         try:
             self.executor.set_up(model, examples, parts, how)
             grid = LocalGrid(federation.clients, self.executor.execute, shared=self.executor.shared)
-            initial = to_record(transferred(model), shared=self.executor.shared)
-            strategy = make_strategy(config.strategy, federation)
-            for trained in train_rounds(strategy, grid, initial, federation, rounds=config.rounds, seed=config.seed):
+            arrays = to_record(checkpoint.model if checkpoint else transferred(model), shared=self.executor.shared)
+            self.arrays = arrays if checkpoint else None
+            parameters = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+            strategy = make_strategy(config.strategy, federation, parameters)
+            if checkpoint:
+                load_strategy_state(strategy, checkpoint.strategy, arrays)
+            for trained in train_rounds(
+                strategy, grid, arrays, federation, rounds=config.rounds, seed=config.seed, first=done + 1
+            ):
                 row = self._evaluate(trained)
                 folder.add_round(row)
+                state = strategy_state(strategy)
+                save_checkpoint(self.path, config, Checkpoint(trained.number, to_arrays(trained.arrays), state))
                 self.rows.append(row)
                 self.arrays = trained.arrays
                 self.observer.round_ended(row)
@@ -207,6 +258,7 @@ class _Run:
             total_bytes=trained.uplink_bytes + trained.downlink_bytes,
             seconds=trained.seconds + time.perf_counter() - began,
             clients=trained.clients,
+            dropped={str(client): reason for client, reason in trained.dropped.items()},
         )
 
     def _summary(self, interrupted: bool) -> RunSummary:

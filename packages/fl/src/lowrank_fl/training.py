@@ -1,8 +1,9 @@
 """What a client does with a model, and how a model is tested: torch alone, no Flower."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
 from lowrank_fl.config import FederationConfig
 from lowrank_fl.data.examples import Examples
+from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import transferred
 
@@ -28,6 +30,8 @@ class LocalTraining:
     seed: int
     device: str
     threads: int
+    state_folder: Path | None = None
+    """Where clients keep what they know from earlier rounds, for the strategies that ask for it."""
 
 
 def backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float, jacobian_lambda: float) -> Tensor:
@@ -76,6 +80,16 @@ class SGD:
             parameter.grad = None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What one client's training came to."""
+
+    examples: int
+    loss: float
+    """Mean of the last epoch."""
+    steps: int
+
+
 class Trainer:
     """One resident model that becomes any client in turn: its tensors are overwritten, never reallocated."""
 
@@ -95,13 +109,14 @@ class Trainer:
             for name, tensor in self.state.items():
                 tensor.copy_(torch.from_numpy(arrays[name]))
 
-    def train(self, client: int, round_number: int, lr: float, proximal_mu: float = 0.0) -> tuple[int, float]:
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def train(self, client: int, round_number: int, lr: float, drift: Drift | None = None) -> Trained:
         """Train the loaded model on one client's examples by SGD.
 
         Everything random comes from (seed, round, client).
-
-        Returns:
-            The number of examples, and the mean loss of the last epoch.
 
         Raises:
             LowrankError: the loss is no longer a number.
@@ -111,21 +126,23 @@ class Trainer:
         rows = torch.from_numpy(self.parts[client])
         inputs = self._prepare(self.examples.inputs[rows])
         labels = self.examples.labels[rows].to(self.device)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        start = [p.detach().clone() for p in parameters] if proximal_mu else []
+        named = self.trainable()
+        parameters = list(named.values())
+        correct = _correction(named, drift) if drift else None
         sgd = SGD(parameters, lr, federation.momentum, federation.weight_decay)
         strength = self.how.jacobian_lambda
         self.model.train()
         self.model.zero_grad()
         total = torch.zeros((), device=self.device)
+        steps = 0
         for _ in range(federation.epochs):
             total.zero_()
             order = torch.randperm(len(labels)).to(self.device)
             for batch in order.split(federation.batch_size):
                 total += len(batch) * backward(self.model, inputs[batch], labels[batch], lr, strength)
-                for parameter, origin in zip(parameters, start, strict=False):
-                    assert parameter.grad is not None
-                    parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
+                if correct:
+                    correct()
+                steps += 1
                 sgd.step()
         loss = total.item() / len(labels)
         if not math.isfinite(loss):
@@ -133,7 +150,7 @@ class Trainer:
                 f"training diverged: client {client} has loss {loss} in round {round_number}; "
                 f"lower federation.lr (now {federation.lr:g})"
             )
-        return len(labels), loss
+        return Trained(len(labels), loss, steps)
 
     @torch.inference_mode()
     def evaluate(self, start: int) -> tuple[int, float]:
@@ -156,3 +173,19 @@ class Trainer:
         """Stored examples as the model reads them; pictures channels last, which can halve a convolution's time."""
         ready = self.examples.normalize(inputs.to(self.device))
         return ready if self.examples.is_text else ready.contiguous(memory_format=torch.channels_last)
+
+
+def _correction(parameters: Mapping[str, nn.Parameter], drift: Drift) -> Callable[[], None]:
+    """What adds a drift's correction to the gradients; the model as it is now is the one that was received."""
+    start = {name: p.detach().clone() for name, p in parameters.items()} if drift.proximal else {}
+
+    @torch.no_grad()
+    def correct() -> None:
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None
+            if drift.proximal:
+                parameter.grad.add_(parameter - start[name], alpha=drift.proximal)
+            if name in drift.offsets:
+                parameter.grad.add_(drift.offsets[name])
+
+    return correct

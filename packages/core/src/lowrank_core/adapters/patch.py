@@ -93,7 +93,8 @@ class _Patched(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = self
         names = [name for name in layer.active_adapters if name in layer.r]
-        if args or kwargs or layer.disable_adapters or layer.merged or not all(map(self._covers, names)):
+        single = x.dim() == len(self.lowrank_geometry.kernel) + 1  # an example without a batch
+        if args or kwargs or single or layer.disable_adapters or layer.merged or not all(map(self._covers, names)):
             return super().forward(x, *args, **kwargs)
         form, geometry = _form(self), self.lowrank_geometry
         base: Any = self.base_layer

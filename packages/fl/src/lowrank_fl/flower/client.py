@@ -1,39 +1,87 @@
 """The clients as a Flower ClientApp: the same one for every engine."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from lowrank_fl.flower.records import ArrayRecord, to_arrays
+from lowrank_core import LowrankError
+from lowrank_fl.client_state import ClientStates
+from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
+from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.training import Trainer
 
 
 def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], ArrayRecord]) -> ClientApp:
     """A ClientApp that trains with `trainer`, as the client that `partition-id` of the node's config names.
 
-    A training message carries one ArrayRecord, the model, and a ConfigRecord `config` with `server-round`, `lr`
-    and, under FedProx, `proximal-mu`. The reply carries the trained model as `arrays`, and as `metrics`
-    the weight `num-examples` and the `loss`; `reply` makes the record of a trained model.
+    A training message carries the model as `arrays`, and a ConfigRecord `config` with `server-round`, `lr` and, under
+    FedProx, `proximal-mu`, under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's control variate as `control`. The
+    reply carries the trained model as `arrays`, the change of the client's control variate as `control` under SCAFFOLD,
+    and as `metrics` the weight `num-examples` and the `loss`; `reply` makes the record of a trained model.
     """
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        content = message.content
-        config = content.config_records["config"]
-        trainer.load(to_arrays(next(iter(content.array_records.values()))))
-        examples, loss = trainer.train(
-            client=int(context.node_config["partition-id"]),
-            round_number=_integer(config["server-round"]),
-            lr=_number(config["lr"]),
-            proximal_mu=_number(config.get("proximal-mu", 0.0)),
-        )
-        metrics = MetricRecord({"num-examples": examples, "loss": loss})
-        return Message(RecordDict({"arrays": reply(trainer.state), "metrics": metrics}), reply_to=message)
+        arrays = message.content.array_records
+        config = message.content.config_records["config"]
+        client, round_number = int(context.node_config["partition-id"]), _integer(config["server-round"])
+        lr = _number(config["lr"])
+        trainer.load(to_arrays(arrays["arrays"]))
+        rule = _Rule(trainer, client, round_number, arrays, config)
+        trained = trainer.train(client, round_number, lr, rule.drift)
+        content = RecordDict({"arrays": reply(trainer.state)})
+        if rule.keeps_state:
+            change = rule.finish(trained.steps, lr)
+            if change is not None:
+                content["control"] = to_record(change, shared=False)
+        content["metrics"] = MetricRecord({"num-examples": trained.examples, "loss": trained.loss})
+        return Message(content, reply_to=message)
 
     return app
+
+
+class _Rule:
+    """What the strategy asks of this client in this round, beyond plain training."""
+
+    def __init__(self, trainer: Trainer, client: int, round_number: int, arrays: Any, config: Any) -> None:
+        self.trainer, self.client, self.round_number = trainer, client, round_number
+        self.alpha = _number(config.get("feddyn-alpha", 0.0))
+        self.control: dict[str, Tensor] = {}
+        if "control" in arrays:
+            received = to_arrays(arrays["control"])
+            self.control = {name: torch.from_numpy(value).to(trainer.device) for name, value in received.items()}
+        self.keeps_state = bool(self.control or self.alpha)
+        mu = _number(config.get("proximal-mu", 0.0))
+        self.drift = Drift(proximal=mu) if mu else None
+        if not self.keeps_state:
+            return
+        if trainer.how.state_folder is None:
+            raise LowrankError("this strategy has clients keep a state between rounds; give them a folder for it")
+        self.states = ClientStates(trainer.how.state_folder)
+        kept = self.states.load(client, round_number)
+        self.own = {name: tensor.to(trainer.device) for name, tensor in kept.items()}
+        self.received = {name: p.detach().clone() for name, p in trainer.trainable().items()}
+        if self.control:
+            self.drift = scaffold_drift(self.control, self.own)
+        else:
+            self.drift = feddyn_drift(self.own, self.alpha)
+
+    def finish(self, steps: int, lr: float) -> dict[str, Tensor] | None:
+        """Keep the client's new state; for SCAFFOLD, the change of its control variate, which travels."""
+        trained = self.trainer.trainable()
+        if not self.control:
+            self.states.save(
+                self.client, self.round_number, feddyn_gradient(self.own, self.received, trained, self.alpha)
+            )
+            return None
+        new = scaffold_control(self.control, self.own, self.received, trained, steps, lr)
+        self.states.save(self.client, self.round_number, new)
+        return {name: value - self.own.get(name, 0.0) for name, value in new.items()}
 
 
 def _number(value: object) -> float:

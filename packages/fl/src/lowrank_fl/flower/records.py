@@ -116,6 +116,8 @@ def wire_bytes(message: Message) -> int:
     Sizes depend on names, dtypes and shapes alone, so arrays are measured once for each shape and their numbers
     are not serialised again. Flower sends identical arrays of one message once; here each counts.
     """
+    if not message.has_content():
+        return len(message.deflate())
     content = message.content
     # Flower's own way to rebuild a message it has received; its stubs leave it out.
     empty = Message(RecordDict(), metadata=message.metadata)  # pyright: ignore[reportCallIssue]

@@ -11,9 +11,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from lowrank_core import LowrankError
 from lowrank_fl.config import FederationConfig, StrategyConfig
 from lowrank_fl.flower.grid import LocalGrid, client_of
 from lowrank_fl.flower.records import ArrayRecord, to_record, wire_bytes
+from lowrank_fl.flower.screening import screen
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.seeds import derive_seed
 
@@ -29,6 +31,8 @@ class TrainedRound:
     uplink_bytes: int
     downlink_bytes: int
     seconds: float
+    dropped: dict[int, str]
+    """The clients whose replies were not used, and why."""
 
 
 def train_rounds(
@@ -39,13 +43,17 @@ def train_rounds(
     *,
     rounds: int,
     seed: int,
+    first: int = 1,
 ) -> Iterator[TrainedRound]:
-    """Yield every round as it ends; the caller evaluates and keeps what it needs.
+    """Yield every round from `first` on as it ends; the caller evaluates and keeps what it needs.
 
     One call of `configure_train`, the grid and `aggregate_train` is a round, as in Flower's own loop. Bytes are what
     Flower would serialise for the messages to the clients (down) and for their replies (up).
+
+    Raises:
+        LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows.
     """
-    for number in range(1, rounds + 1):
+    for number in range(first, rounds + 1):
         began = time.perf_counter()
         config = ConfigRecord({"lr": federation.lr * federation.lr_decay ** (number - 1)})
         # Flower's strategies sample with Python's global generator.
@@ -54,15 +62,25 @@ def train_rounds(
         downlink_bytes = sum(map(wire_bytes, messages))
         replies = list(grid.send_and_receive(messages))
         uplink_bytes = sum(map(wire_bytes, replies))
-        aggregated, metrics = strategy.aggregate_train(number, replies)
-        assert aggregated is not None, "every reply was an error"
+        sound, dropped = screen(replies, messages)
+        if len(dropped) > federation.tolerated_failures * len(messages):
+            client, reason = next(iter(dropped.items()))
+            others = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
+            raise LowrankError(
+                f"client {client}{others} cannot be used in round {number}: {reason}; "
+                "raise federation.tolerated_failures to go on without such clients"
+            )
+        if not sound:
+            raise LowrankError(f"no client's reply in round {number} can be used: {next(iter(dropped.values()))}")
+        aggregated, metrics = strategy.aggregate_train(number, sound)
+        assert aggregated is not None
         assert metrics is not None
         arrays = _as_before(aggregated, arrays)
         loss = metrics["loss"]
         assert isinstance(loss, float)
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
         seconds = time.perf_counter() - began
-        yield TrainedRound(number, arrays, loss, clients, uplink_bytes, downlink_bytes, seconds)
+        yield TrainedRound(number, arrays, loss, clients, uplink_bytes, downlink_bytes, seconds, dropped)
 
 
 def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRecord:
@@ -71,14 +89,21 @@ def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRe
     return to_record(arrays, shared=True)
 
 
-def measure_round(config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor]) -> tuple[int, int]:
+def measure_round(
+    config: StrategyConfig,
+    federation: FederationConfig,
+    state: Mapping[str, Tensor],
+    parameters: Sequence[str] | None = None,
+) -> tuple[int, int]:
     """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes."""
     arrays = to_record(state, shared=False)
 
     def reply(messages: Sequence[Message]) -> list[Message]:
-        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1, "loss": 0.0})})
-        return [Message(content, reply_to=message) for message in messages]
+        metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
+        # A client answers every array record it gets with one like it.
+        return [Message(RecordDict({**m.content.array_records, "metrics": metrics}), reply_to=m) for m in messages]
 
     grid = LocalGrid(federation.clients, reply, shared=False)
-    sent = list(make_strategy(config, federation).configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
+    strategy = make_strategy(config, federation, list(state) if parameters is None else parameters)
+    sent = list(strategy.configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
     return sum(map(wire_bytes, sent)), sum(map(wire_bytes, grid.send_and_receive(sent)))

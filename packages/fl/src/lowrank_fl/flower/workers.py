@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from torch import nn
 
 from lowrank_core import LowrankError
@@ -204,7 +205,11 @@ class _Resident:
     def train(self, message: Message, slot: int | None) -> Message:
         self._evaluated, self._slot = None, slot
         client = client_of(message.metadata.dst_node_id)
-        return self.app(message, make_context(client, len(self.trainer.parts)))
+        try:
+            return self.app(message, make_context(client, len(self.trainer.parts)))
+        except LowrankError as error:
+            # The round may go on without this client.
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
 
     def _reply(self, state: Mapping[str, torch.Tensor]) -> ArrayRecord:
         return to_record(state, shared=False, slot=self._slot)

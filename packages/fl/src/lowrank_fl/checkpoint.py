@@ -1,0 +1,75 @@
+"""A run's last finished round: all it takes, with the configuration, to go on as if nothing had happened."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lowrank_core import LowrankError
+from lowrank_fl.config import RunConfig
+from lowrank_fl.folder import write_whole
+
+_FILE = Path("checkpoint", "state.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The model after `round`, and what the strategy carries over to the next.
+
+    Everything random in a round follows from (seed, round, client), so there is no generator to save; what clients
+    keep, they keep themselves, by round.
+    """
+
+    round: int
+    model: Mapping[str, np.ndarray]
+    strategy: Mapping[str, np.ndarray]
+
+
+def save_checkpoint(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Replace the folder's checkpoint by this one, whole or not at all."""
+    tensors = {f"model/{name}": value for name, value in checkpoint.model.items()}
+    tensors |= {f"strategy/{name}": value for name, value in checkpoint.strategy.items()}
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path = folder / _FILE
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, save(contiguous, {"round": str(checkpoint.round), "config": _digest(config)}))
+
+
+def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
+    """The folder's checkpoint; None before the end of the first round.
+
+    Raises:
+        LowrankError: it is damaged, or of a run with another configuration.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise LowrankError(
+            f"{path} is damaged ({error}); remove {path.parent} to start this run again from its first round"
+        ) from None
+    if about.get("config") != _digest(config):
+        raise LowrankError(
+            f"{path} was left by a run with another configuration than {folder / 'config.yaml'} has now; "
+            "put that file back as it was, or start a new run"
+        )
+    parts = {
+        part: {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
+        for part in ("model", "strategy")
+    }
+    return Checkpoint(int(about["round"]), **parts)
+
+
+def _digest(config: RunConfig) -> str:
+    """Of everything that changes a result; the number of workers does not, and more rounds may be asked for."""
+    tree = config.model_dump(mode="json", exclude={"sweep": True, "rounds": True, "engine": {"workers"}})
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
