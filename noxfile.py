@@ -40,7 +40,7 @@ def benchmarks(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Check the documentation's examples and build its site into site/."""
     session.run("pytest", "tests/test_documentation.py", "-q")
-    session.run("uv", "run", "--group", "docs", "zensical", "build", external=True)
+    session.run("uv", "run", "--group", "docs", "zensical", "build", "--strict", external=True)
 
 
 @nox.session
