@@ -206,7 +206,10 @@ class _Run:
         try:
             self.executor.set_up(model, examples, parts, how)
             grid = LocalGrid(federation.clients, self.executor.execute, shared=self.executor.shared)
-            arrays = to_record(checkpoint.model if checkpoint else transferred(model), shared=self.executor.shared)
+            state = transferred(model)
+            # In the model's order, which a file does not keep.
+            start = {name: checkpoint.model[name] for name in state} if checkpoint else state
+            arrays = to_record(start, shared=self.executor.shared)
             self.arrays = arrays if checkpoint else None
             parameters = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
             strategy = make_strategy(config.strategy, federation, parameters)
@@ -217,8 +220,8 @@ class _Run:
             ):
                 row = self._evaluate(trained)
                 folder.add_round(row)
-                state = strategy_state(strategy)
-                save_checkpoint(self.path, config, Checkpoint(trained.number, to_arrays(trained.arrays), state))
+                carried = strategy_state(strategy)
+                save_checkpoint(self.path, config, Checkpoint(trained.number, to_arrays(trained.arrays), carried))
                 self.rows.append(row)
                 self.arrays = trained.arrays
                 self.observer.round_ended(row)

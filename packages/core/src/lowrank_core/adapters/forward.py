@@ -67,7 +67,7 @@ def _output(
         up, down = factors["lora_embedding_B"], factors["lora_embedding_A"]
         return F.embedding(x, down.T) @ (scale * up).T
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             weight = None if weight is None else weight.to(x.dtype)
