@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Method = Literal["original", "lowrank", "fedpara", "pfedpara"]
+Method = Literal["original", "lowrank", "fedpara", "pfedpara", "svd", "kronecker"]
 
 
 NumberFromZero = Annotated[float, Field(ge=0)]

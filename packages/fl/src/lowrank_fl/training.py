@@ -98,7 +98,9 @@ class Trainer:
         self.device = torch.device(how.device)
         self.model = model.to(self.device)
         if not examples.is_text:
-            self.model.to(memory_format=torch.channels_last)
+            for parameter in self.model.parameters():
+                if parameter.dim() == 4:  # Module.to would refuse the factors of a Kronecker kernel, which have five
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.state = transferred(self.model)
         self.examples = examples
         self.parts = parts
