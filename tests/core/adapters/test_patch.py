@@ -187,3 +187,31 @@ def test_a_whole_peft_model_trains_patched() -> None:
 def test_a_model_without_peft_layers() -> None:
     with pytest.raises(LowrankError, match="no LoRA, LoHa, LoKr or AdaLoRA layer of PEFT in this model; inject"):
         patch_peft(Mixed())
+
+
+@pytest.mark.slow
+def test_a_diffusers_model_patched_after_add_adapter_computes_the_same() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
+    unet.add_adapter(LoHaConfig(r=4, alpha=2, target_modules=targets, init_weights=False))
+    sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
+    theirs = unet(sample, 3, text).sample
+    report = patch_peft(unet)
+    assert len(report.changed) > 20
+    assert report.left == ()
+    close(unet(sample, 3, text).sample.detach(), theirs.detach(), 1e-5)
+    unet.disable_adapters()
+    plain = unet(sample, 3, text).sample
+    assert restore(unet) == len(report.changed)
+    assert torch.equal(unet(sample, 3, text).sample, plain)
