@@ -46,4 +46,5 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def minimums(session: nox.Session) -> None:
     """Run the fast tests on the oldest versions the packages allow, in an environment that is thrown away (6 GB)."""
-    session.run("uv", "run", "--isolated", "--resolution=lowest-direct", "pytest", "-q", external=True)
+    pytest = ("pytest", "-n", "auto", "--dist", "worksteal", "-q")
+    session.run("uv", "run", "--isolated", "--resolution=lowest-direct", *pytest, external=True)
