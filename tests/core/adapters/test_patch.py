@@ -1,6 +1,7 @@
 """patch_peft against PEFT itself: the same parameters, outputs and gradients, and a way back."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +216,12 @@ def test_a_diffusers_model_patched_after_add_adapter_computes_the_same() -> None
     plain = unet(sample, 3, text).sample
     assert restore(unet) == len(report.changed)
     assert torch.equal(unet(sample, 3, text).sample, plain)
+
+
+def test_a_patched_model_is_pickled_and_stays_patched(tmp_path: Path) -> None:
+    model, x = injected("loha")
+    patch_peft(model)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(x), model(x))
+    assert restore(again) == 4

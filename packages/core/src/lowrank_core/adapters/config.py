@@ -1,8 +1,9 @@
 """What a user says of an adapter: the method, its rank, and the layers it goes to. Fields have PEFT's meaning."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from lowrank_core.adapters.dora import Axis
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, Init, LoHaForm, LoKrForm, LoRAForm
@@ -50,12 +51,20 @@ class AdapterConfig:
     method = ""
 
     def __post_init__(self) -> None:
-        for name, rank in {"rank": self.rank, **self.rank_pattern}.items():
+        ranks: dict[str, Any] = {"rank": self.rank, **self.rank_pattern}
+        for name, rank in ranks.items():
+            if not isinstance(rank, int):
+                raise UsageError(f"rank must be a whole number, got {rank!r} for {name}")
             if rank < 1:
                 raise UsageError(f"rank must be at least 1, got {rank} for {name}")
-        for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
-            if not alpha > 0:
+        alphas: dict[str, Any] = {"alpha": self.alpha, **self.alpha_pattern}
+        for name, alpha in alphas.items():
+            if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise UsageError(f"alpha must be a finite number, got {alpha!r} for {name}")
+            if alpha <= 0:
                 raise UsageError(f"alpha must be positive, got {alpha} for {name}")
+        if self.init_weights not in get_args(Init):
+            raise UsageError(f"init_weights must be one of {', '.join(get_args(Init))}, got {self.init_weights!r}")
         for name in ("dropout", "rank_dropout", "module_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must be in [0, 1), got {getattr(self, name)}")

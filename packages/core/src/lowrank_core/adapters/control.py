@@ -1,5 +1,6 @@
 """What is on a model, and what of it is in use."""
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,8 +105,10 @@ def set_scale(model: nn.Module, scale: float, name: str | None = None) -> None:
     """Let an adapter (all of them, if None) count `scale` times, on top of its own alpha / rank; 1 is as trained.
 
     Raises:
-        UsageError: a name the model does not have, or merged weights.
+        UsageError: a name the model does not have, a scale that is not finite, or merged weights.
     """
+    if not math.isfinite(scale):
+        raise UsageError(f"scale must be a finite number, got {scale}")
     check_names(model, [] if name is None else [name])
     check_unmerged(model)
     for layer in layers_of(model).values():

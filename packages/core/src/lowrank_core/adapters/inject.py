@@ -100,7 +100,8 @@ def remove(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     The original layers are the very objects, with the very weights, and parameters that were trainable before the first
     adapter came are so again after the last one went. An adapter that was not removed stays in use only if it was.
 
-    keep_merged: after `merge`, let the layers keep their merged weights; for all adapters at once.
+    keep_merged: after `merge`, let the layers keep their merged weights, and let the copies of `modules_to_save` that
+        are in use take the modules' places; for all adapters at once.
 
     Returns:
         The model.
@@ -117,12 +118,14 @@ def remove(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     gone = [name] if name is not None else list(record.configs)
     layers, saved = layers_of(model).values(), saved_of(model).values()
     parts = [(layer, layer.adapters) for layer in layers] + [(module, module.copies) for module in saved]
+    # A copy of a module was trained with the adapters: where their weights stay, it does too.
+    kept: dict[nn.Module, nn.Module] = {module: module.current for module in saved} if keep_merged else {}
     for wrapper, held in parts:
         for one in gone:
             if one in held:
                 del held[one]
         wrapper.active = [one for one in wrapper.active if one not in gone]
-    replace(model, {wrapper: wrapper.base for wrapper, held in parts if not held})
+    replace(model, {wrapper: kept.get(wrapper, wrapper.base) for wrapper, held in parts if not held})
     left = {key: config for key, config in record.configs.items() if key not in gone}
     keep_record(model, Record(left, record.trainable, record.switched))
     if not left:

@@ -116,6 +116,10 @@ class _Patched(nn.Module):
                 out = so_far + delta(dropped, form, given, scale, geometry)
         return base(x) if out is None else out
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle looks a class up by its name, and there it finds PEFT's.
+        return _rebuild, (type(self).__mro__[2],), self.__dict__
+
     def _covers(self, name: str) -> bool:
         layer: Any = self
         if name in getattr(layer, "lora_variant", {}) or getattr(layer, "lora_bias", {}).get(name):
@@ -169,6 +173,11 @@ def _reason_to_leave(module: nn.Module) -> str | None:
 @cache
 def _patched(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (_Patched, kind), {"__module__": kind.__module__})
+
+
+def _rebuild(kind: type[nn.Module]) -> nn.Module:
+    patched = _patched(kind)
+    return patched.__new__(patched)
 
 
 def _remember(module: Any) -> None:

@@ -192,7 +192,9 @@ def _geometry(name: str, modules: Mapping[str, nn.Module], config: AdapterConfig
     if geometry is None:
         if getattr(module, "padding_mode", "zeros") != "zeros":
             raise UsageError(f"{name} pads by {module.padding_mode!r}, and adapters cover zero padding alone; {leave}")
-        if hasattr(module, "qweight") or hasattr(module, "W_q"):
+        if hasattr(module, "base_layer") and type(module).__module__.startswith("peft."):
+            raise UsageError(f"{name} carries an adapter of PEFT already; use patch_peft, or take that adapter off")
+        if hasattr(module, "qweight") or hasattr(module, "W_q") or "quantized" in type(module).__module__:
             raise UsageError(
                 f"{name} is a quantized layer ({kind}), which is not supported; load the model unquantized"
             )

@@ -3,6 +3,7 @@
 # autograd.Function's context is untyped.
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
+import math
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ def kronecker(
     first, second = (side.to(x.dtype) for side in form.sides(factors, geometry))
     if geometry.kind == "linear":
         return KroneckerLinear.apply(x, weight, bias, scale * first, second)
-    blocks = convolve(x.reshape(-1, second.shape[1], *x.shape[2:]), second, None, geometry)
-    mixed = (scale * first) @ blocks.reshape(x.shape[0], first.shape[1], -1)
+    (_, c), (b, d) = first.shape, second.shape[:2]
+    blocks = convolve(x.reshape(x.shape[0] * c, d, *x.shape[2:]), second, None, geometry)
+    mixed = (scale * first) @ blocks.reshape(x.shape[0], c, b * math.prod(blocks.shape[2:]))
     out = mixed.view(x.shape[0], geometry.out_features, *blocks.shape[2:])
     return out if weight is None else convolve(x, weight, bias, geometry) + out
 
