@@ -162,6 +162,12 @@ def test_every_round_samples_the_configured_number_of_clients_and_leaves_pythons
     assert [result[0] for result in run(InProcess(), rounds=6)] == sampled
 
 
+def test_a_federation_may_have_one_client():
+    federation = how(clients=1, clients_per_round=1).federation
+    for strategy in ("fedavg", "scaffold", "krum"):
+        assert measure_round(StrategyConfig(name=strategy), federation, transferred(small_model()))[0] > 0
+
+
 def test_fedadam_sends_the_models_dtype_though_flower_returns_float64():
     results = run(InProcess(), "fedadam")
     assert len({result[3] for result in results}) == 1

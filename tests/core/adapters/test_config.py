@@ -72,3 +72,9 @@ def test_an_empty_batch_passes(config: Any) -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(54, 8))
     inject(model, config(rank=1, target_modules=["0", "2"]))
     model(torch.randn(0, 4, 5, 5)).sum().backward()
+
+
+def test_all_linear_passes_by_what_attention_does_not_call() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    inject(model, LoRA(rank=2, target_modules="all-linear"))
+    assert [name for name, _ in model.named_modules() if name.endswith(".base")] == ["0.linear1.base", "0.linear2.base"]

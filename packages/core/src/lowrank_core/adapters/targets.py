@@ -87,7 +87,14 @@ def _matched(model: nn.Module, modules: Mapping[str, nn.Module], config: Adapter
     names = [name for name in modules if name]
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
         head = _head(model, config)
-        linear = [name for name in names if _is_linear(modules[name]) and modules[name] not in head]
+        linear = [
+            name
+            for name in names
+            if _is_linear(modules[name])
+            and modules[name] not in head
+            # nn.MultiheadAttention reads this layer's weight and never calls it.
+            and not isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+        ]
         if not linear:
             raise UsageError('target_modules "all-linear" matches no module: the model has no Linear besides its head')
         return linear

@@ -36,6 +36,8 @@ def make_strategy(config: StrategyConfig, federation: FederationConfig, paramete
         "fraction_train": sampled / clients,
         "fraction_evaluate": 0.0,
         "min_train_nodes": sampled,
+        # Flower waits for a second client otherwise, and in a federation of one none will come.
+        "min_available_nodes": sampled,
     }
     ours = {"parameters": parameters, "clients": clients}
     adaptive = {"eta": config.server_lr or 0.01, "eta_l": federation.lr, "tau": config.tau}
