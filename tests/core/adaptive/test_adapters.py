@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 from peft import AdaLoraConfig, LoHaConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lowrank_core.adapters.config import AdaLoRA, LoHa
 from lowrank_core.adapters.control import adapters_of
 from lowrank_core.adapters.inject import inject
-from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, rank_pattern
+from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
+from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, fit_ranks, rank_pattern
+from lowrank_core.files import load, save
 from lowrank_core.replacement import factorize
 
 STEPS = 20
@@ -137,3 +140,53 @@ def test_svd_layers_adapt_while_they_train_from_scratch():
         weight = model.get_submodule(name)
         assert weight.left.shape[1] == weight.values.shape[0] == weight.right.shape[0] == weight.rank == rank
     assert model(torch.randn(3, 2, 8, 8)).shape == (3, 3)
+
+
+def scaled_outputs(folder_or_file, base, x):
+    return load(copy.deepcopy(base), folder_or_file).eval()(x)
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_a_shrunk_loha_is_saved_with_the_ranks_and_the_scale_it_has(tmp_path, stabilized):
+    torch.manual_seed(3)
+    base = Net()
+    config = LoHa(rank=6, alpha=5, target_modules=["conv", "hidden", "out"], rank_stabilized=stabilized)
+    model = inject(copy.deepcopy(base), config)
+    allocator = run(model, AdaptiveRank(target_rank=3, settle=0.3))
+    assert len(set(allocator.ranks().values())) > 1
+    x = torch.randn(3, 2, 8, 8)
+    expected = model.eval()(x)
+    save(model, tmp_path / "peft")
+    save(model, tmp_path / "k.safetensors", "kohya")
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").eval()
+    torch.testing.assert_close(theirs(x), expected)
+    for path in (tmp_path / "peft", tmp_path / "k.safetensors"):
+        torch.testing.assert_close(scaled_outputs(path, base, x), expected)
+    held = load_file(tmp_path / "k.safetensors")
+    for name, adapter in adapters_of(model).items():
+        rank = held[f"lycoris_{name}.hada_w1_b"].shape[0]
+        assert float(held[f"lycoris_{name}.alpha"]) / rank == pytest.approx(adapter.scaling, rel=1e-6)
+    fresh = inject(copy.deepcopy(base), config)
+    load_state_dict_into(fresh, state_dict_of(model))
+    torch.testing.assert_close(fresh.eval()(x), expected)
+
+
+def test_pefts_shrunk_loha_saves_and_loads_in_peft(tmp_path):
+    torch.manual_seed(4)
+    base = Net()
+    config = LoHaConfig(r=6, alpha=5, target_modules=["conv", "hidden", "out"], rank_pattern={"out": 4})
+    model = get_peft_model(copy.deepcopy(base), config)
+    ranks = run(model, AdaptiveRank(target_rank=2, settle=0.3)).ranks()
+    assert sum(ranks.values()) == 6
+    model.save_pretrained(tmp_path)
+    x = torch.randn(3, 2, 8, 8)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(again.eval()(x), model.eval()(x))
+    torch.testing.assert_close(scaled_outputs(tmp_path, base, x), model(x))
+    anew = get_peft_model(copy.deepcopy(base), LoHaConfig(r=6, alpha=5, target_modules=["conv", "hidden", "out"]))
+    fit_ranks(anew, model.state_dict())
+    assert anew.peft_config["default"].rank_pattern == {
+        f"^{name.removeprefix('base_model.model.').removesuffix('.default')}": rank
+        for name, rank in ranks.items()
+        if rank != 6
+    }

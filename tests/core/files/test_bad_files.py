@@ -160,7 +160,7 @@ def test_modules_trained_whole_that_do_not_fit(net, adapted, tmp_path):
     assert not lowrank_core.configs_of(net)
 
 
-def test_a_lokr_split_as_no_factor_splits_it_goes_only_to_plain_lora(tmp_path):
+def test_a_lokr_split_as_no_factor_splits_it_goes_everywhere_but_to_peft(tmp_path):
     shapes = {"a": ((2, 2), (8, 8)), "b": ((8, 2), (2, 8))}  # outputs split 2 x 8 in one layer, 8 x 2 in the other
     tensors = {
         f"lycoris_{name}.lokr_w{side}": torch.randn(shape)
@@ -168,12 +168,31 @@ def test_a_lokr_split_as_no_factor_splits_it_goes_only_to_plain_lora(tmp_path):
         for side, shape in zip((1, 2), pair, strict=True)
     }
     save_file(tensors, tmp_path / "k.safetensors")
-    model = torch.nn.ModuleDict({name: torch.nn.Linear(16, 16) for name in shapes})
-    with pytest.raises(LowrankError, match="the split of its sides fits no factor; convert it to plain LoRA"):
-        lowrank_core.load(model, tmp_path / "k.safetensors")
-    files = read(tmp_path / "k.safetensors", {"": ["a", "b"]})
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(16, 16, bias=False) for name in shapes})
+    weight = model["b"].weight.detach().clone()
+    lowrank_core.load(model, tmp_path / "k.safetensors")
+    change = torch.kron(tensors["lycoris_b.lokr_w1"], tensors["lycoris_b.lokr_w2"])
+    torch.testing.assert_close(model["b"](torch.eye(16)).T, weight + change)
+    message = (
+        r"a has lokr_w1 of .* in a PEFT folder, because no decompose_factor .*; write a kohya file, or .* plain LoRA"
+    )
+    with pytest.raises(LowrankError, match=message.replace("a has", ". has")):
+        lowrank_core.save(model, tmp_path / "peft")
+    with pytest.raises(LowrankError, match="no decompose_factor splits all layers so"):
+        convert(tmp_path / "k.safetensors", tmp_path / "peft", "peft", base=based(model, tmp_path))
+    assert not (tmp_path / "peft").exists()
+    lowrank_core.save(model, tmp_path / "again.safetensors", "kohya")
+    files = read(tmp_path / "again.safetensors", {"": ["a", "b"]})
     write(files, tmp_path / "lora", "lora")
     assert read(tmp_path / "lora")[0].config.rank == 16
+    with pytest.raises(LowrankError, match=r"shape \(2, 2\), expected .* for this layer|for a weight of 16 x 16"):
+        lowrank_core.load(torch.nn.ModuleDict({n: torch.nn.Linear(16, 8) for n in shapes}), tmp_path / "k.safetensors")
+
+
+def based(model, folder):
+    tensors = {f"{name}.weight": torch.ones(16, 16) for name in lowrank_core.adapters_of(model)}
+    save_file(tensors, folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
 def test_a_file_for_several_models_needs_a_model_that_is_known(tmp_path):

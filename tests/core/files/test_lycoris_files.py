@@ -68,6 +68,30 @@ def test_what_lycoris_writes_loads_here_with_equal_outputs(net, images, tmp_path
     torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decompose_both", [False, True])
+def test_a_lokr_whose_factor_lycoris_swaps_loads_and_goes_on(tmp_path, decompose_both):
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 320))
+    theirs = copy.deepcopy(net)
+    network = lycoris.create_lycoris(theirs, 1.0, 4, algo="lokr", factor=16, decompose_both=decompose_both)
+    network.apply_to()
+    randomised(network)
+    x = torch.randn(3, 64)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "a.safetensors")
+    ours = lowrank_core.load(copy.deepcopy(net), tmp_path / "a.safetensors").eval()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    lowrank_core.save(ours, tmp_path / "b.safetensors", "kohya")
+    lowrank_core.save(ours, tmp_path / "lora", "lora")
+    for path in (tmp_path / "b.safetensors", tmp_path / "lora"):
+        again = lowrank_core.load(copy.deepcopy(net), path).eval()
+        torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-3)
+    ours.train()(x).square().sum().backward()
+    trained = [parameter for parameter in ours.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
+    lowrank_core.merge(ours)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-3)
+
+
 OURS = {
     "lora": LoRA(rank=4, alpha=2, target_modules=TARGETS, rank_pattern={"to_q": 3}, alpha_pattern={"head": 5}),
     "rslora": LoRA(rank=4, alpha=2, target_modules=TARGETS, rank_stabilized=True),

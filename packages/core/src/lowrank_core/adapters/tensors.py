@@ -32,7 +32,8 @@ def state_dict_of(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
 def load_state_dict_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str = "default") -> None:
     """Fill an adapter with tensors named as `state_dict_of` names them, converted to its dtype and device.
 
-    AdaLoRA's factors may have fewer directions than the model's: these then shrink, as new parameters.
+    AdaLoRA's factors and a flat LoHa's may have fewer directions than the model's, as `adapt_ranks` leaves them: these
+    then shrink, as new parameters, and the scale stays that of the rank that was injected.
 
     Raises:
         UsageError: the model has no such adapter, or it is merged.
@@ -73,9 +74,13 @@ def load_state_dict_into(model: nn.Module, tensors: Mapping[str, Tensor], name: 
 
 
 def _loadable(adapter: Adapter, path: str, tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """The shapes that an adapter's factors may take: those it has, or AdaLoRA's with fewer directions."""
-    values = tensors.get(f"{path}.lora_E") if adapter.form.method == "adalora" else None
-    if values is None or values.dim() != 2 or values.shape[0] > adapter.rank:
+    """The shapes that an adapter's factors may take: those it has, or AdaLoRA's and LoHa's with fewer directions."""
+    counts = {"adalora": "lora_E", "loha": "hada_w1_b"}.get(adapter.form.method)
+    values = tensors.get(f"{path}.{counts}")
+    least = int(adapter.form.method == "loha")
+    if values is None or "hada_t1" in adapter.factors or values.dim() != 2:
+        return {}
+    if not least <= values.shape[0] <= adapter.rank:
         return {}
     return adapter.form.shapes(adapter.geometry, values.shape[0])
 

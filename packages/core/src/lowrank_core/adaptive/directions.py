@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lowrank_core.adaptive.groups import Factor, Group, Side, find_groups
 from lowrank_core.adaptive.importance import Importance
-from lowrank_core.adaptive.patterns import note_rank
+from lowrank_core.adaptive.patterns import note_peft_lohas, note_rank
 from lowrank_core.adaptive.resizing import keep_directions, replace_data, state_dims
 from lowrank_core.errors import LowrankError
 
@@ -150,11 +150,13 @@ def fit_ranks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     called already, the model's `load_state_dict` does this by itself.
     """
     prefixes = {module: f"{name}." if name else "" for name, module in model.named_modules()}
-    for group in find_groups(model):
+    groups = find_groups(model)
+    for group in groups:
         for side in group.sides:
             for factor in side.factors.values():
                 _fit(factor, factor.owner, state_dict, prefixes[factor.owner])
         note_rank(group)
+    note_peft_lohas(model, groups)
 
 
 def _fit(factor: Factor, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

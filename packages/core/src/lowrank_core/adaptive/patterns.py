@@ -32,6 +32,24 @@ def note_ranks(model: nn.Module, groups: Sequence[Group]) -> None:
         for adapter, pattern in patterns.items():
             if adapter in configs and hasattr(configs[adapter], "orth_reg_weight"):
                 configs[adapter].rank_pattern = pattern
+    note_peft_lohas(model, groups)
+
+
+def note_peft_lohas(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Give PEFT's configuration the ranks that its LoHa layers have left, and the alphas that keep their scales."""
+    layers: dict[Any, Any] = {vars(module)["_modules"].get("hada_w1_b"): module for module in model.modules()}
+    configs = [config for module in model.modules() for config in (vars(module).get("peft_config") or {}).items()]
+    for group in groups:
+        if not isinstance(group.home, nn.ParameterDict) or group.home not in layers:
+            continue
+        value, layer = group.sides[0].value, layers[group.home]
+        adapter, rank, initial = value.leaf, value.rank, layer.r[value.leaf]
+        name = "^" + group.name.removesuffix(f".{adapter}").rpartition("base_model.model.")[2]
+        for config in [config for owner, config in configs if owner == adapter and rank != initial]:
+            # The first key that matches counts.
+            config.rank_pattern = {name: rank} | config.rank_pattern | {name: rank}
+            alpha = layer.alpha[adapter] * rank / initial
+            config.alpha_pattern = {name: alpha} | config.alpha_pattern | {name: alpha}
 
 
 def note_rank(group: Group) -> None:

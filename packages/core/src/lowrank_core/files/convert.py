@@ -14,7 +14,6 @@ from lowrank_core.files.diffusers_file import WEIGHTS_NAME
 from lowrank_core.files.merged import write_merged
 from lowrank_core.files.model import write
 from lowrank_core.files.read import read
-from lowrank_core.files.shapes import check_form, geometry_of
 from lowrank_core.files.tensors import check_free, read_shapes
 
 Target = Literal["peft", "kohya", "lora", "diffusers", "merged"]
@@ -75,8 +74,6 @@ def convert(
         report = write_merged(files, base, dest)
         return Conversion(to, dest, report.keys, None, report.lost == 0, report.lost_energy)
     exports = _exports(files, to, layers, rank)
-    if to == "peft":
-        _check_peft(files, layers)
     written = write([export.file for export in exports], dest, to, layers, overwrite=overwrite)
     energy, lost = sum(export.energy for export in exports), sum(export.lost for export in exports)
     return Conversion(
@@ -103,19 +100,6 @@ def _exports(
         else:
             exports.append(LoRAExport(file, max(module.rank for module in file.modules.values()), True, 0.0, 0.0))
     return exports
-
-
-def _check_peft(files: Sequence[AdapterFile], layers: dict[Component, Layers] | None) -> None:
-    """A LoKr whose sides are split as no PEFT config splits them would only fail when PEFT loads it."""
-    for file in files:
-        if file.config.method != "lokr":
-            continue
-        for name, module in file.modules.items():
-            whole = "lokr_w2" in module.factors or "lokr_t2" in module.factors
-            at_hand = None if layers is None else layers[file.component]
-            if at_hand is not None or whole or "conv" not in name:
-                geometry = geometry_of(file.config, name, module.factors, at_hand)
-                check_form(file.config, name, module.factors, geometry, module.rank)
 
 
 def _count(path: Path) -> int:

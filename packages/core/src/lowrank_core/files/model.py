@@ -18,14 +18,14 @@ from lowrank_core.adapters.wrapper import original_modules
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files import grouped
 from lowrank_core.files.as_lora import as_lora
-from lowrank_core.files.bundle import AdapterFile, Component, Layers, ModuleAdapter
+from lowrank_core.files.bundle import AdapterFile, Component, Layers, ModuleAdapter, with_patterns
 from lowrank_core.files.check import some
 from lowrank_core.files.diffusers_file import WEIGHTS_NAME, write_diffusers
 from lowrank_core.files.kohya_write import write_kohya
 from lowrank_core.files.names import fit
 from lowrank_core.files.peft import COMPONENT_OF_CLASS, dtype_of, rank_and_alpha, write_peft
 from lowrank_core.files.read import read
-from lowrank_core.files.shapes import check_form
+from lowrank_core.files.shapes import check_form, check_peft_split
 from lowrank_core.files.tensors import check_free
 
 Format = Literal["peft", "kohya", "lora", "diffusers"]
@@ -139,12 +139,15 @@ def _fill(model: nn.Module, file: AdapterFile, name: str) -> None:
     for path, module in file.modules.items():
         adapter = adapters[path]
         for key, factor in module.factors.items():
-            parameter = cast(nn.Parameter, getattr(adapter, key))
-            if parameter.shape == factor.shape:
+            parameter = cast("nn.Parameter | None", getattr(adapter, key, None))
+            if parameter is not None and parameter.shape == factor.shape:
                 parameter.copy_(factor)
-            else:  # a shrunk AdaLoRA; every other shape has been checked
-                held = factor.to(parameter.device, parameter.dtype, copy=True)
-                setattr(adapter, key, nn.Parameter(held, parameter.requires_grad))
+            else:  # a shrunk AdaLoRA, or a LoKr of another split; every other shape has been checked
+                like = next(adapter.parameters())
+                setattr(adapter, key, nn.Parameter(factor.to(like, copy=True), like.requires_grad))
+        for key in set(adapter.factor_names) - set(module.factors):
+            delattr(adapter, key)
+        adapter.factor_names = tuple(module.factors)
         if module.magnitude is not None:
             adapter.magnitude.copy_(module.magnitude.reshape(adapter.magnitude.shape))
     for owner, module in saved_of(model).items():
@@ -164,7 +167,11 @@ def adapter_file_of(model: nn.Module, name: str = "default") -> AdapterFile:
     """
     adapters = adapters_of(model, name)
     config = configs_of(model)[name]
+    if config.method in ("loha", "lokr"):  # neither PEFT nor the readers of kohya's files stabilize their ranks
+        config = replace(config, rank_stabilized=False)
     modules = {path: _module(adapter, path, config) for path, adapter in adapters.items()}
+    if any((modules[path].rank, modules[path].alpha) != (a.rank, a.alpha) for path, a in adapters.items()):
+        config = with_patterns(config, modules)
     saved = {
         f"{path}.{key}": tensor.detach()
         for path, module in saved_of(model).items()
@@ -179,17 +186,25 @@ def adapter_file_of(model: nn.Module, name: str = "default") -> AdapterFile:
 
 
 def _module(adapter: Adapter, path: str, config: AdapterConfig) -> ModuleAdapter:
-    # An AdaLoRA layer that has shrunk keeps the scale of its initial rank.
-    rank = rank_and_alpha(config, path)[0] if isinstance(config, AdaLoRA) else adapter.rank
+    # An AdaLoRA layer that has shrunk keeps the scale of its initial rank; a LoHa has only the rank that readers see.
+    rank, alpha = adapter.rank, adapter.alpha
+    if isinstance(config, AdaLoRA):
+        rank = rank_and_alpha(config, path)[0]
+    elif config.method == "loha":
+        rank = adapter.factors["hada_w1_b"].shape[0] if "hada_t1" not in adapter.factors else rank
+    if config.method in ("loha", "lokr") and config.scaling(rank, alpha) != adapter.scaling:
+        alpha = adapter.scaling * rank
     magnitude = adapter.magnitude.detach().flatten() if adapter.decompose is not None else None
     factors = {key: factor.detach() for key, factor in adapter.factors.items()}
-    return ModuleAdapter(factors, rank, adapter.alpha, magnitude, adapter.decompose)
+    return ModuleAdapter(factors, rank, alpha, magnitude, adapter.decompose)
 
 
 def save(
     model: nn.Module, path: Path | str, format: Format = "peft", name: str = "default", *, overwrite: bool = False
 ) -> None:
     """Write an adapter of a model: factors, configuration, and modules trained whole where the format has a place.
+
+    The adapter goes in as it was trained: what `set_scale` and `set_active` set is the model's and not in the file.
 
     format: `peft`, a PEFT folder; `kohya`, a single file for ComfyUI, LyCORIS and kohya's tools; `lora`, a PEFT folder
         of the equal plain LoRA; `diffusers`, that LoRA in a file for `load_lora_weights` (a folder gets
@@ -239,6 +254,8 @@ def write(
     if format == "diffusers":
         write_diffusers(files, path)
     else:
+        for file in files:
+            check_peft_split(file, (layers or {}).get(file.component))
         for file in files:
             write_peft(file, path / _FOLDER_OF[file.component] if len(files) > 1 else path)
     return path

@@ -8,7 +8,7 @@ from torch import Tensor
 from lowrank_core.adapters.config import AdapterConfig, LoKr
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.errors import LowrankError
-from lowrank_core.files.bundle import Layers
+from lowrank_core.files.bundle import AdapterFile, Layers
 from lowrank_core.files.check import some
 from lowrank_core.files.kron import sides_of
 
@@ -93,21 +93,50 @@ def matrix_shape(factors: Mapping[str, Tensor], kernel: tuple[int, ...] = ()) ->
 
 
 def check_form(config: AdapterConfig, name: str, factors: Mapping[str, Tensor], geometry: Geometry, rank: int) -> None:
-    """Refuse factors in shapes that the config does not give this layer.
+    """Refuse factors in shapes that the config does not give this layer; of a LoKr, any split of its sides is good.
 
     Raises:
-        LowrankError: the names or shapes differ; for a LoKr, sides that no `factor` of all its layers splits so.
+        LowrankError: the names or shapes differ.
     """
-    wanted = config.form.shapes(geometry, rank)
-    found = {key: tuple(factor.shape) for key, factor in factors.items()}
-    if config.method == "adalora":
-        kept = factors["lora_E"].shape[0]
-        wanted = config.form.shapes(geometry, kept)
-    if wanted == found:
+    if isinstance(config, LoKr) and _splits(factors, geometry):
         return
-    differing = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
-    hint = "the split of its sides fits no factor; convert it to plain LoRA" if isinstance(config, LoKr) else ""
-    raise LowrankError(
-        f"{name} has {differing} of shape {found.get(differing, 'none')}, "
-        f"expected {wanted.get(differing, 'none')} for this layer; {hint or 'give the model it was trained on'}"
-    )
+    if (differing := _difference(config, factors, geometry, rank)) is not None:
+        raise LowrankError(f"{name} has {differing} for this layer; give the model it was trained on")
+
+
+def check_peft_split(file: AdapterFile, layers: Layers | None) -> None:
+    """Refuse a LoKr whose sides are split as no PEFT config splits them, which would only fail when PEFT loads it.
+
+    Raises:
+        LowrankError: there is no `decompose_factor` for a layer.
+    """
+    for name, module in file.modules.items() if isinstance(file.config, LoKr) else ():
+        if layers is None and _kernel(module.factors) is None and _CONVOLUTIONS.search(name):
+            continue  # nobody knows its kernel
+        geometry = geometry_of(file.config, name, module.factors, layers)
+        if (differing := _difference(file.config, module.factors, geometry, module.rank)) is not None:
+            raise LowrankError(
+                f"{name} has {differing} in a PEFT folder, because no decompose_factor splits all layers so; "
+                "write a kohya file, or the equal plain LoRA (format lora)"
+            )
+
+
+def _difference(config: AdapterConfig, factors: Mapping[str, Tensor], geometry: Geometry, rank: int) -> str | None:
+    """The first factor that is not as the config gives it to the layer, in words."""
+    wanted = config.form.shapes(geometry, factors["lora_E"].shape[0] if config.method == "adalora" else rank)
+    found = {key: tuple(factor.shape) for key, factor in factors.items()}
+    key = next((key for key in [*wanted, *found] if wanted.get(key) != found.get(key)), None)
+    if key is None:
+        return None
+    return f"{key} of shape {found.get(key, 'none')}, expected {wanted.get(key, 'none')}"
+
+
+def _splits(factors: Mapping[str, Tensor], geometry: Geometry) -> bool:
+    """Whether the sides of a LoKr, split in whatever way, make the layer's weight."""
+    a, b, c, _ = sides_of(factors)
+    outputs, inputs, *kernel = geometry.weight_shape
+    if "lokr_w2" in factors and list(factors["lokr_w2"].shape[2:]) != kernel:
+        return False
+    if "lokr_t2" in factors and list(factors["lokr_t2"].shape[2:]) not in (kernel, [*kernel, 1]):
+        return False
+    return a * b == outputs and not inputs % c and matrix_shape(factors, geometry.kernel) == geometry.matrix_shape
