@@ -87,4 +87,4 @@ def test_all_that_is_needed_is_asked_for(lowrank, folder):
 def test_what_is_there_is_not_written_over(lowrank, folder):
     outcome = lowrank("convert", str(folder / "adapter"), str(folder / "base"), "--to", "peft")
     assert outcome.code == 1
-    assert "is there already; choose another name, or overwrite it" in outcome.err
+    assert "is there already; choose another name, or overwrite it (--overwrite, overwrite=True)" in outcome.err

@@ -43,6 +43,11 @@ def test_an_adaloras_configuration_says_the_same():
     [
         ({"target_rank": 5}, 100, "target_rank 5 over 3 layers is a budget of 15, but their ranks start at 12"),
         ({"warmup": 0.5, "settle": 0.49}, 10, "10 steps leave none between a warmup of 5 and the 5 to settle"),
+        ({"settle": 0.5}, 3, "of 3 steps, 2 to settle leave only the first, and importance is known after it"),
+        ({}, -1, "total_steps must be a whole number of optimizer steps, at least 2, got -1; give the length"),
+        ({}, 1, "at least 2, got 1"),
+        ({}, 100.0, "at least 2, got 100.0"),
+        ({}, True, "at least 2, got True"),
         ({"every": 50}, 100, "every 50 steps never comes within the 40 in which ranks fall; lower every"),
     ],
 )

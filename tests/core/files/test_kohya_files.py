@@ -191,7 +191,12 @@ def broken(**changes):
         (broken(dora_scale=torch.ones(6, 1)), "dora_scale for some modules only"),
         (broken(dora_scale=torch.ones(2, 3)), r"dora_scale of shape \(2, 3\)"),
         (broken(alpha=torch.tensor(-1.0)), "alpha -1.0, expected a positive number"),
-        (unet_file(["lora_unet_no_such_layer"]), "layers that are not in SDXL: no_such_layer"),
+        (broken(alpha=torch.tensor(torch.inf)), "conv_in has alpha inf, expected a finite number"),
+        (broken(alpha=torch.tensor(torch.nan)), "conv_in has alpha nan, expected a finite number; correct the file"),
+        (broken(hada_w2_b=torch.full((2, 6), torch.nan)), "hada_w2_b with numbers that are not finite; take an earl"),
+        (broken(hada_w2_b=torch.ones(2, 6).int()), "conv_in has hada_w2_b in int32, .* convert the file to bf16"),
+        (broken(hada_w2_b=torch.ones(2, 6).to(torch.float8_e4m3fn)), "hada_w2_b in float8_e4m3fn, which"),
+        (unet_file(["lora_unet_no_such_layer"]), r"not in SDXL: no_such_layer; give the model .* \(--base FOLDER"),
         (unet_file(["lora_unet_conv_in", "lora_unet_input_blocks_0_0"]), "names conv_in twice"),
         (
             broken() | {f"lora_unet_time_embedding_linear_1.lora_{w}.weight": torch.ones(2, 2) for w in ("up", "down")},

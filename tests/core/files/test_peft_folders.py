@@ -161,7 +161,9 @@ def test_an_unknown_field_is_kept(net, tmp_path, quiet):
         ({"lora_bias": True}, "sets lora_bias, which is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "starts from pissa_niter_4, which changes the base weights"),
         ({"rank_pattern": {"(": 2}}, "a pattern that is no regular expression"),
-        ({"r": "four"}, "has a value of the wrong type"),
+        ({"r": "4"}, "a value of the wrong type: r is '4', expected a number; correct it"),
+        ({"rank_pattern": {"head": "4"}}, "rank_pattern is {'head': '4'}, expected names with numbers"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
         ({"r": 0}, "rank must be at least 1, got 0"),
         ({"lora_alpha": -1}, "alpha must be positive, got -1"),
         ({"r": 5, "rank_pattern": {}}, "has factors of rank [34], but adapter_config.json says 5"),
@@ -181,7 +183,7 @@ def test_a_configuration_that_cannot_be_meant(net, tmp_path, quiet, fields, mess
         (LoRA(target_modules=TARGETS, rank=2, tucker=True), "PEFT has no Tucker form of LoRA"),
         (LoHa(target_modules=TARGETS, rank=2, weight_decompose="out"), "PEFT has no DoRA for loha"),
         (LoRA(target_modules=TARGETS, rank=2, weight_decompose="in"), "no DoRA along the inputs for lora"),
-        (AdaLoRA(target_modules=TARGETS, rank=9, rank_pattern={"head": 8}), "the same initial rank"),
+        (AdaLoRA(target_modules=TARGETS, rank=9, rank_pattern={"head": 8}), r"gives 8, 9; write .* \(format .lora.\)"),
     ],
 )
 def test_what_peft_cannot_say_is_refused(adapted, tmp_path, config, message):

@@ -26,9 +26,14 @@ class Schedule:
         """The schedule of a run of `total_steps` over `layers` layers whose ranks add up to `initial`.
 
         Raises:
-            UsageError: the run leaves no step for the fall or none for an allocation within it, or the target is
-                above the start.
+            UsageError: `total_steps` is no number of steps; the run leaves no step for the fall or none for an
+                allocation within it; or the target is above the start.
         """
+        if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"total_steps must be a whole number of optimizer steps, at least 2, got {total_steps!r}; "
+                "give the length of the whole run"
+            )
         begin = round(config.warmup * total_steps)
         end = total_steps - round(config.settle * total_steps)
         target = config.target_rank * layers
@@ -41,6 +46,11 @@ class Schedule:
             raise UsageError(
                 f"{total_steps} steps leave none between a warmup of {begin} and the {total_steps - end} to settle; "
                 "train longer or lower warmup and settle"
+            )
+        if end < 2:
+            raise UsageError(
+                f"of {total_steps} steps, {total_steps - end} to settle leave only the first, and importance is known "
+                "after it; train longer or lower settle"
             )
         if config.every > end - begin:
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from lowrank_core.errors import LowrankError
@@ -32,6 +33,8 @@ _SETS: dict[str, list[dict[str, str]]] = {
     "adalora": [{"lora_A": "r i", "lora_B": "o r", "lora_E": "r 1"}],
 }
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 FACTOR_NAMES = {method: {name for names in sets for name in names} for method, sets in _SETS.items()}
 """Every name that a factor of the method can have."""
 
@@ -40,7 +43,8 @@ def check_factors(method: str, name: str, factors: Mapping[str, Tensor]) -> int:
     """Check one module's factors against each other; its rank, or 0 where a file does not say (a LoKr of whole sides).
 
     Raises:
-        LowrankError: factors are missing, of a wrong shape, or of rank 0.
+        LowrankError: factors are missing, of a wrong shape, of rank 0, of a dtype that is not computed with, or not
+            finite.
     """
     axes = next((names for names in _SETS[method] if names.keys() == factors.keys()), None)
     if axes is None:
@@ -63,6 +67,16 @@ def check_factors(method: str, name: str, factors: Mapping[str, Tensor]) -> int:
                     f"{where + ' of shape ' + str(tuple(factors[where].shape)) if where else 'a single column'}; "
                     "the file is damaged or of another format"
                 )
+    for factor, tensor in factors.items():
+        if tensor.dtype not in _DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise LowrankError(
+                f"{name} has {factor} in {kind}, which adapters are not computed in; convert the file to bf16 or fp32"
+            )
+        if not torch.isfinite(tensor).all():
+            raise LowrankError(
+                f"{name} has {factor} with numbers that are not finite; take an earlier checkpoint of the adapter"
+            )
     # Of an AdaLoRA layer every direction may be pruned.
     if method != "adalora" and any(not factor.numel() for factor in factors.values()):
         raise LowrankError(f"{name} has rank 0: its factors hold no numbers; leave the module out of the file")

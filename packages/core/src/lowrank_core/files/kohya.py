@@ -1,6 +1,7 @@
 """Reading single files of kohya's sd-scripts, LyCORIS and ComfyUI: `lora_unet_..._to_q.hada_w1_a` and the like."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -181,6 +182,8 @@ def _normalise(method: str, name: str, raw: _Raw) -> None:
 
 
 def _rank_and_alpha(method: str, name: str, raw: _Raw) -> tuple[int, float]:
+    if raw.alpha is not None and not math.isfinite(raw.alpha):
+        raise LowrankError(f"{name} has alpha {raw.alpha}, expected a finite number; correct the file")
     if method == "lokr" and {"lokr_w1", "lokr_w2"} <= raw.factors.keys():
         # Both sides whole: the file's readers apply no scale, and the rank is any that leaves the sides whole.
         rank = full_rank(raw.factors)

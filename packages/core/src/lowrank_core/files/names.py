@@ -83,7 +83,9 @@ def resolve(flat: Collection[str], component: Component, known: Collection[str] 
     table, clashes = _table(component, known)
     if missing := [name for name in flat if name not in table]:
         where = "in the model" if known is not None else "in SDXL"
-        hint = "give the model that the file belongs to" + ("" if known is None else ", not this one")
+        hint = "give the model that the file belongs to" + (
+            " (--base FOLDER, or load it onto the model)" if known is None else ", not this one"
+        )
         raise LowrankError(f"the file names layers that are not {where}: {some(missing)}; {hint}")
     if unclear := [name for name in flat if name in clashes]:
         raise LowrankError(

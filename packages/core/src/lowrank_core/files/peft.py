@@ -169,8 +169,12 @@ def write_peft(file: AdapterFile, folder: Path) -> None:
 def _with_kept_ranks(file: AdapterFile, config: AdaLoRA) -> AdapterFile:
     """The bool lists by which PEFT knows that a module has shrunk, and a zero row where one would be empty."""
     patterns: dict[str, list[bool]] = {}
-    if len({module.rank for module in file.modules.values()}) > 1:
-        raise LowrankError("PEFT gives every AdaLoRA layer the same initial rank; write this adapter as plain LoRA")
+    if len(ranks := {module.rank for module in file.modules.values()}) > 1:
+        raise LowrankError(
+            "PEFT gives every AdaLoRA layer the same initial rank, but this adapter's rank_pattern gives "
+            f'{", ".join(map(str, sorted(ranks)))}; write it as plain LoRA (format "lora"), which is exact, '
+            "or leave rank_pattern out when you inject"
+        )
     filled = {name: replace(m, factors=empty_row(m.factors)) for name, m in file.modules.items()}
     file = replace(file, modules=filled)
     for name, module in filled.items():

@@ -99,11 +99,13 @@ def from_json(fields: Mapping[str, Any]) -> AdapterConfig:
             "path_initial_model_for_weight_conversion first"
         )
     values: dict[str, Any] = {"target_modules": []}
+    defaults = PEFT_TYPES[kind](target_modules=[])
     for theirs, ours in _FIELDS[kind].items():
         value = fields.get(theirs)
         if value is None:
             value = _NULLABLE.get(theirs)
         if value is not None:
+            _check_type(theirs, value, getattr(defaults, ours))
             values[ours] = value
     if kind == "LORA":
         values["weight_decompose"] = "out" if fields.get("use_dora") else None
@@ -120,9 +122,32 @@ def from_json(fields: Mapping[str, Any]) -> AdapterConfig:
     return PEFT_TYPES[kind](**values, other_fields=others)
 
 
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raise a LowrankError where a field that is a number, a switch or a table of numbers holds something else."""
+    if isinstance(default, bool):
+        wanted, fits = "true or false", isinstance(value, bool)
+    elif isinstance(default, int | float):
+        wanted, fits = "a number", _is_number(value)
+    elif isinstance(default, Mapping):
+        wanted = "names with numbers"
+        fits = isinstance(value, Mapping) and all(map(_is_number, cast("Mapping[str, Any]", value).values()))
+    else:
+        return
+    if not fits:
+        raise LowrankError(
+            f"adapter_config.json has a value of the wrong type: {name} is {value!r}, expected {wanted}; correct it"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _shares(fields: Mapping[str, Any]) -> dict[str, Any]:
     """AdaLoRA's schedule, as shares of the run; PEFT's defaults (null steps) are no schedule at all."""
     shares: dict[str, Any] = {}
+    for name in ("total_step", "tinit", "tfinal"):
+        _check_type(name, fields.get(name) or 0, 0)
     if fields.get("total_step"):
         shares = {
             "warmup": (fields.get("tinit") or 0) / fields["total_step"],

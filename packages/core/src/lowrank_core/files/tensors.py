@@ -130,7 +130,9 @@ def check_free(path: Path, overwrite: bool) -> None:
     """
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not overwrite:
-        raise LowrankError(f"{path} is there already; choose another name, or overwrite it")
+        raise LowrankError(
+            f"{path} is there already; choose another name, or overwrite it (--overwrite, overwrite=True)"
+        )
 
 
 def stored_dtype(tensor: Tensor) -> torch.dtype:
