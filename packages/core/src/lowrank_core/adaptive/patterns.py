@@ -38,7 +38,9 @@ def note_ranks(model: nn.Module, groups: Sequence[Group]) -> None:
 def note_peft_lohas(model: nn.Module, groups: Sequence[Group]) -> None:
     """Give PEFT's configuration the ranks that its LoHa layers have left, and the alphas that keep their scales."""
     layers: dict[Any, Any] = {vars(module)["_modules"].get("hada_w1_b"): module for module in model.modules()}
-    configs = [config for module in model.modules() for config in (vars(module).get("peft_config") or {}).items()]
+    configs: list[tuple[str, Any]] = [
+        config for module in model.modules() for config in (vars(module).get("peft_config") or {}).items()
+    ]
     for group in groups:
         if not isinstance(group.home, nn.ParameterDict) or group.home not in layers:
             continue
