@@ -233,7 +233,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ),
     ({"target_modules": ["x"]}, _in("x", nn.LazyLinear(2)), "x has no weight yet \\(LazyLinear\\); run the model once"),
     (
-        {"target_modules": "all-linear"},
+        {"target_modules": ["out_proj"]},
         _in("x", nn.MultiheadAttention(4, 2)),
         "x.out_proj is read by nn.MultiheadAttention without being called, so no adapter acts; leave it out with",
     ),
