@@ -115,9 +115,7 @@ def test_two_runs_in_one_folder(tmp_path):
 def test_killed_at_random_moments_and_resumed_each_time(tmp_path):
     import random
 
-    more = [
-        part for item in [*SMALL, "rounds=30", "model.width=4", "strategy.name=scaffold"] for part in ("-o", item)
-    ]
+    more = [part for item in [*SMALL, "rounds=30", "model.width=4", "strategy.name=scaffold"] for part in ("-o", item)]
     command = [sys.executable, "-c", "from lowrank_cli.main import main; main()", "fl", "run"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start = [*command, "quickstart", "-o", "model.method=fedpara", *more, "--quiet", "--out"]
