@@ -184,6 +184,10 @@ def test_a_configuration_that_cannot_be_meant(net, tmp_path, quiet, fields, mess
         (LoHa(target_modules=TARGETS, rank=2, weight_decompose="out"), "PEFT has no DoRA for loha"),
         (LoRA(target_modules=TARGETS, rank=2, weight_decompose="in"), "no DoRA along the inputs for lora"),
         (AdaLoRA(target_modules=TARGETS, rank=9, rank_pattern={"head": 8}), r"gives 8, 9; write .* \(format .lora.\)"),
+        (
+            AdaLoRA(target_modules=TARGETS, rank=9, alpha_pattern={"head": 3}),
+            r"the same alpha, .* gives 3, 8; write it as",
+        ),
     ],
 )
 def test_what_peft_cannot_say_is_refused(adapted, tmp_path, config, message):

@@ -175,6 +175,12 @@ def _with_kept_ranks(file: AdapterFile, config: AdaLoRA) -> AdapterFile:
             f'{", ".join(map(str, sorted(ranks)))}; write it as plain LoRA (format "lora"), which is exact, '
             "or leave rank_pattern out when you inject"
         )
+    if len(alphas := {module.alpha for module in file.modules.values()}) > 1:
+        raise LowrankError(
+            "PEFT gives every AdaLoRA layer the same alpha, but this adapter's alpha_pattern gives "
+            f'{", ".join(f"{alpha:g}" for alpha in sorted(alphas))}; write it as plain LoRA (format "lora"), which is '
+            "exact, or leave alpha_pattern out when you inject"
+        )
     filled = {name: replace(m, factors=empty_row(m.factors)) for name, m in file.modules.items()}
     file = replace(file, modules=filled)
     for name, module in filled.items():
