@@ -22,7 +22,7 @@ from lowrank_fl.flower.records import to_arrays, to_record, wire_bytes
 from lowrank_fl.flower.rounds import measure_round, train_rounds
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.workers import InProcess, Workers
-from lowrank_fl.state import transferred
+from lowrank_fl.state import trained_names, transferred
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +162,14 @@ def test_every_round_samples_the_configured_number_of_clients_and_leaves_pythons
     assert [result[0] for result in run(InProcess(), rounds=6)] == sampled
 
 
+def measured(config, federation, model):
+    return measure_round(config, federation, transferred(model), trained_names(model))
+
+
 def test_a_federation_may_have_one_client():
     federation = how(clients=1, clients_per_round=1).federation
     for strategy in ("fedavg", "scaffold", "krum"):
-        assert measure_round(StrategyConfig(name=strategy), federation, transferred(small_model()))[0] > 0
+        assert measured(StrategyConfig(name=strategy), federation, small_model())[0] > 0
 
 
 def test_fedadam_sends_the_models_dtype_though_flower_returns_float64():
@@ -176,7 +180,7 @@ def test_fedadam_sends_the_models_dtype_though_flower_returns_float64():
 def test_a_plan_measures_the_bytes_a_round_really_takes():
     for strategy in ("fedavg", "fedprox", "fedadam"):
         _, _, uplink, downlink, _, _ = run(InProcess(), strategy, rounds=1)[0]
-        assert measure_round(StrategyConfig(name=strategy), how().federation, transferred(small_model())) == (
+        assert measured(StrategyConfig(name=strategy), how().federation, small_model()) == (
             downlink,
             uplink,
         )
@@ -184,9 +188,9 @@ def test_a_plan_measures_the_bytes_a_round_really_takes():
 
 def test_factorized_models_travel_as_factors_alone():
     model = small_model()
-    dense = measure_round(StrategyConfig(), how().federation, transferred(model))
+    dense = measured(StrategyConfig(), how().federation, model)
     factorize(model, "fedpara", rank=1)
-    factors = measure_round(StrategyConfig(), how().federation, transferred(model))
+    factors = measured(StrategyConfig(), how().federation, model)
     assert set(transferred(model)) >= {"1.weight.x1", "1.weight.y2"}
     assert factors[0] < dense[0]
 

@@ -11,7 +11,6 @@ import typer
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
 from lowrank_fl.config import RunConfig
-from lowrank_fl.load import load_config
 from lowrank_fl.report import MARGIN, bytes_to_originals, label_of, three_digits
 from lowrank_fl.results import Observer, RunSummary
 
@@ -24,7 +23,7 @@ def carry_out(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool
 
         return run(config, out, observer)
 
-    _show(work, is_sweep=bool(config.sweep), as_json=as_json, quiet=quiet)
+    _show(work, as_json=as_json, quiet=quiet)
 
 
 def go_on(folder: Path, *, as_json: bool, quiet: bool) -> None:
@@ -35,12 +34,10 @@ def go_on(folder: Path, *, as_json: bool, quiet: bool) -> None:
 
         return resume(folder, observer)
 
-    file = folder / "config.yaml"
-    is_sweep = file.exists() and bool(load_config(str(file)).sweep)
-    _show(work, is_sweep=is_sweep, as_json=as_json, quiet=quiet)
+    _show(work, as_json=as_json, quiet=quiet)
 
 
-def _show(work: Callable[[Observer], list[RunSummary]], *, is_sweep: bool, as_json: bool, quiet: bool) -> None:
+def _show(work: Callable[[Observer], list[RunSummary]], *, as_json: bool, quiet: bool) -> None:
     with watch(quiet=quiet) as observer:
         from lowrank_fl.run import Interrupted
 
@@ -49,6 +46,7 @@ def _show(work: Callable[[Observer], list[RunSummary]], *, is_sweep: bool, as_js
             summaries = work(observer)
         except Interrupted as stop:
             interruption, summaries = stop, stop.summaries
+    is_sweep = any(summary.swept for summary in summaries)
     if summaries and as_json:
         typer.echo(json.dumps(_as_tree(summaries, is_sweep=is_sweep)))
     elif summaries:

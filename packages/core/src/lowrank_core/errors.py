@@ -1,5 +1,7 @@
 """The errors that a user can mend."""
 
+from collections.abc import Sequence
+
 
 class LowrankError(Exception):
     """A situation the user can mend: what was wrong, what was found, what to do next, in one sentence.
@@ -15,3 +17,8 @@ class UsageError(LowrankError):
     """The request itself cannot be meant: an unknown name, a value of the wrong type or out of range."""
 
     exit_code = 2
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names as a message lists them: `"a", "b"`."""
+    return ", ".join(f'"{name}"' for name in names)

@@ -6,10 +6,10 @@ parameter count layer by layer, so that all methods under one rule cost the same
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lowrank_core.errors import UsageError
+from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.factorizations import Factorization, Hadamard, num_parameters
 
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -97,6 +97,27 @@ def rank_for(rule: RankRule, factorization: Factorization, weight_shape: Sequenc
     target = num_parameters(Hadamard(), weight_shape, rank)
     below = max(1, largest_rank(weight_shape, target, factorization))
     return min((below, below + 1), key=lambda r: abs(num_parameters(factorization, weight_shape, r) - target))
+
+
+def gamma_within(budget: int, size_under: Callable[[RankRule], int]) -> Gamma:
+    """The largest gamma under which a model holds no more than `budget` parameters; `size_under` counts them.
+
+    Raises:
+        LowrankError: not even gamma 0 keeps to it.
+    """
+    smallest = size_under(Gamma(0.0))
+    if smallest > budget:
+        raise LowrankError(
+            f"a budget of {budget:,} parameters is below the smallest size, {smallest:,} at gamma 0; "
+            "raise the budget, or set a fixed rank"
+        )
+    if size_under(Gamma(1.0)) <= budget:
+        return Gamma(1.0)
+    low, high = 0.0, 1.0  # the size never falls as gamma grows
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size_under(Gamma(middle)) <= budget else (low, middle)
+    return Gamma(low)
 
 
 def parse_budget(budget: int | str, bytes_per_parameter: int = 4) -> int:

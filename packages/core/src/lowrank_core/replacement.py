@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from lowrank_core.candidates import Candidate, LeftEntry, check_patterns, find_candidates, matches, select
-from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.errors import UsageError
 from lowrank_core.factorizations import Factorization, Hadamard, Kronecker, LowRank, Svd, num_parameters
 from lowrank_core.init import Init, check_init
 from lowrank_core.layers import FactorizedConv2d, FactorizedLinear, FactorizedLSTM, FactorizedWeight
-from lowrank_core.ranks import FixedRank, Gamma, RankRule, Ratio, parse_budget, rank_for
+from lowrank_core.ranks import FixedRank, Gamma, RankRule, Ratio, gamma_within, parse_budget, rank_for
 
 METHODS = ("lowrank", "fedpara", "pfedpara", "svd", "kronecker")
 
@@ -155,23 +155,7 @@ def _rule(
     if rank is not None:
         return FixedRank(rank)
     assert budget is not None
-    return _gamma_within(parse_budget(budget), size_under)
-
-
-def _gamma_within(budget: int, size_under: Callable[[RankRule], int]) -> Gamma:
-    smallest = size_under(Gamma(0.0))
-    if smallest > budget:
-        raise LowrankError(
-            f"a budget of {budget:,} parameters is below the smallest size, {smallest:,} at gamma 0; "
-            "raise the budget, or set a fixed rank"
-        )
-    if size_under(Gamma(1.0)) <= budget:
-        return Gamma(1.0)
-    low, high = 0.0, 1.0  # the size never falls as gamma grows
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if size_under(Gamma(middle)) <= budget else (low, middle)
-    return Gamma(low)
+    return gamma_within(parse_budget(budget), size_under)
 
 
 def _factorized(module: nn.Module, factorization: Factorization, ranks: dict[str, int], init: Init) -> nn.Module:

@@ -16,7 +16,7 @@ from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.load import expand
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device, worker_count
-from lowrank_fl.state import transferred
+from lowrank_fl.state import trained_names, transferred
 from lowrank_fl.timing import time_steps, torch_threads
 from lowrank_fl.training import backward
 
@@ -94,7 +94,7 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     model, report = _build(config, data)
     params = sum(parameter.numel() for parameter in model.parameters())
     state = transferred(model)
-    downlink, uplink = measure_round(config.strategy, federation, state)
+    downlink, uplink = measure_round(config.strategy, federation, state, trained_names(model))
     model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     held = data.examples / federation.clients
     steps = federation.epochs * math.ceil(held / federation.batch_size)

@@ -25,7 +25,7 @@ from lowrank_fl.models.build import build_model
 from lowrank_fl.report import write_report
 from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 from lowrank_fl.seeds import derive_seed
-from lowrank_fl.state import transferred
+from lowrank_fl.state import trained_names, transferred
 from lowrank_fl.training import LocalTraining
 
 
@@ -211,8 +211,7 @@ class _Run:
             start = {name: checkpoint.model[name] for name in state} if checkpoint else state
             arrays = to_record(start, shared=self.executor.shared)
             self.arrays = arrays if checkpoint else None
-            parameters = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-            strategy = make_strategy(config.strategy, federation, parameters)
+            strategy = make_strategy(config.strategy, federation, trained_names(model))
             if checkpoint:
                 load_strategy_state(strategy, checkpoint.strategy, arrays)
             for trained in train_rounds(

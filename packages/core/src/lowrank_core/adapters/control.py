@@ -13,7 +13,7 @@ from lowrank_core.adapters.fastpath import Switched
 from lowrank_core.adapters.layer import AdaptedLayer, Adapter
 from lowrank_core.adapters.saved import SavedModule
 from lowrank_core.adapters.wrapper import wrappers
-from lowrank_core.errors import UsageError
+from lowrank_core.errors import UsageError, quoted
 
 
 @dataclass
@@ -157,7 +157,3 @@ def check_unmerged(model: nn.Module) -> None:
     for path, layer in layers_of(model).items():
         if layer.merged:
             raise UsageError(f"{quoted(layer.merged)} is merged into {path}; unmerge the model first")
-
-
-def quoted(names: Sequence[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)

@@ -1,8 +1,7 @@
 """A frozen layer and the adapters on it."""
 
-# Hooks are looked up where torch keeps them.
-# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# torch leaves `_apply` untyped.
+# pyright: reportUnknownMemberType=false
 
 from typing import Any, cast
 
@@ -13,9 +12,8 @@ from lowrank_core.adapters.dora import Axis, decomposed_change, magnitude_shape,
 from lowrank_core.adapters.forms import Form, Init
 from lowrank_core.adapters.forward import adapted, apply_weight, delta
 from lowrank_core.adapters.geometry import Geometry
+from lowrank_core.adapters.plain import is_plain
 from lowrank_core.adapters.wrapper import Wrapper
-
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Adapter(nn.Module):
@@ -171,7 +169,7 @@ class AdaptedLayer(Wrapper):
             return self.forward(x.unsqueeze(0), *args, **kwargs).squeeze(0)
         names = [] if self.disabled else [name for name in self.active if name not in self.merged]
         adapters = [self.adapter(name) for name in names]
-        if len(adapters) == 1 and adapters[0].is_simple and not args and not kwargs and _is_plain(self.base):
+        if len(adapters) == 1 and adapters[0].is_simple and not args and not kwargs and is_plain(self.base):
             a = adapters[0]
             return adapted(
                 x, self.base_weight(), cast("Tensor | None", self.base.bias), a.form, a.factors, a.scale, self.geometry
@@ -191,13 +189,3 @@ class AdaptedLayer(Wrapper):
 
 def _weight(base: nn.Module, geometry: Geometry) -> Tensor:
     return geometry.as_stored(cast(Tensor, base.weight))  # transposing undoes itself
-
-
-def _is_plain(base: nn.Module) -> bool:
-    """Whether calling the layer does what its weight and bias say and nothing besides."""
-    hooks = bool(base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-    known = type(base) in _PLAIN or (
-        type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
-    )
-    # Libraries that offload weights give a layer a `forward` of its own.
-    return known and not hooks and "forward" not in base.__dict__

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.adapters.control import check_names, check_unmerged, layers_of, quoted
+from lowrank_core.adapters.control import check_names, check_unmerged, layers_of
 from lowrank_core.adapters.layer import AdaptedLayer
 from lowrank_core.adapters.wrapper import original_modules
-from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.errors import LowrankError, UsageError, quoted
 
 
 @dataclass(frozen=True)

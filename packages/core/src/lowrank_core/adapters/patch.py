@@ -2,7 +2,6 @@
 
 # PEFT's layers are met without importing PEFT, so that their attributes are untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportPrivateUsage=false
 
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm, LoKrForm, LoRAForm
 from lowrank_core.adapters.forward import adapted, delta
 from lowrank_core.adapters.geometry import Geometry
+from lowrank_core.adapters.plain import is_plain
 from lowrank_core.errors import LowrankError
 
 _LAYERS: dict[str, tuple[Form, tuple[str, ...]]] = {
@@ -23,7 +23,6 @@ _LAYERS: dict[str, tuple[Form, tuple[str, ...]]] = {
     "lokr": (LoKrForm(), ("Linear", "Conv1d", "Conv2d")),
     "adalora": (AdaLoRAForm(), ("SVDLinear", "SVDConv2d")),
 }
-_BASES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class _Patched(nn.Module):
                 scale = scale / self.lowrank_ranks[name]
             dropout = layer.lora_dropout[name] if hasattr(layer, "lora_dropout") else None
             dropped = x if dropout is None or isinstance(dropout, nn.Identity) else dropout(x)
-            if out is None and dropped is x and _is_plain(base):
+            if out is None and dropped is x and is_plain(base):
                 weight: Tensor = geometry.as_stored(base.weight)
                 out = adapted(x, weight, base.bias, form, given, scale, geometry)
             else:
@@ -203,12 +202,6 @@ _NAMES = {
     "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
 }
-
-
-def _is_plain(base: Any) -> bool:
-    """Whether calling the base does nothing but apply its weight and bias, so that we may do it ourselves."""
-    hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-    return type(base) in _BASES and not hooks and "forward" not in base.__dict__
 
 
 def _chance(layer: Any, kind: str, name: str) -> float:

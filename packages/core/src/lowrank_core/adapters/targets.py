@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from lowrank_core.adapters.config import AdapterConfig
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.wrapper import original_modules
-from lowrank_core.errors import UsageError
+from lowrank_core.errors import UsageError, quoted
 
 T = TypeVar("T")
 
@@ -144,17 +144,13 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
     parts = plain.count(".") + 1
     shortened = {".".join(name.split(".")[-parts:]): None for name in names}
     near = get_close_matches(plain, shortened, n=3, cutoff=0.4) or get_close_matches(plain, names, n=3, cutoff=0.3)
-    return f"the nearest names are {_quoted(near)}" if near else f"the model has, for instance, {_examples(names)}"
+    return f"the nearest names are {quoted(near)}" if near else f"the model has, for instance, {_examples(names)}"
 
 
 def _examples(names: Sequence[str]) -> str:
-    return _quoted(
+    return quoted(
         list(dict.fromkeys(name.rpartition(".")[2] for name in names if not name[-1].isdigit()))[:3] or names[:3]
     )
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _in_layers(name: str, config: AdapterConfig) -> bool:

@@ -1,14 +1,13 @@
 """What `factorize` would make of a model, without making it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from lowrank_core.candidates import Candidate, LeftEntry, find_candidates, matches, select
 from lowrank_core.costs.report import CostReport, LayerCost, total
-from lowrank_core.errors import LowrankError
 from lowrank_core.factorizations import Factorization, num_parameters
-from lowrank_core.ranks import Gamma, RankRule, Ratio, rank_for
+from lowrank_core.ranks import Gamma, RankRule, Ratio, gamma_within, rank_for
 from lowrank_core.replacement import factorization_of
 
 
@@ -43,7 +42,7 @@ def count_factorized(
 
     words = "budget" if isinstance(rule, int) else in_words(rule)
     if isinstance(rule, int):
-        rule = _largest_gamma(rule, size_under)
+        rule = gamma_within(rule, size_under)
         words = in_words(rule)
     entries = entries_under(rule)
     changed = tuple(e for e in entries if e.params < e.original_params)
@@ -101,19 +100,3 @@ def _entry(candidate: Candidate, factorization: Factorization, rule: RankRule) -
     local = params // 2 if getattr(factorization, "plus_one", False) else 0
     reach = factorization.reachable_rank(shape, rank)
     return LayerCost(candidate.name, candidate.type, shape, rank, reach, candidate.size, params, local)
-
-
-def _largest_gamma(budget: int, size_under: Callable[[RankRule], int]) -> Gamma:
-    smallest = size_under(Gamma(0.0))
-    if smallest > budget:
-        raise LowrankError(
-            f"a budget of {budget:,} parameters is below the smallest size, {smallest:,} at gamma 0; "
-            "raise the budget, or set a fixed rank"
-        )
-    if size_under(Gamma(1.0)) <= budget:
-        return Gamma(1.0)
-    low, high = 0.0, 1.0  # the size never falls as gamma grows
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if size_under(Gamma(middle)) <= budget else (low, middle)
-    return Gamma(low)

@@ -93,7 +93,7 @@ def measure_round(
     config: StrategyConfig,
     federation: FederationConfig,
     state: Mapping[str, Tensor],
-    parameters: Sequence[str] | None = None,
+    parameters: Sequence[str],
 ) -> tuple[int, int]:
     """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes."""
     arrays = to_record(state, shared=False)
@@ -104,6 +104,6 @@ def measure_round(
         return [Message(RecordDict({**m.content.array_records, "metrics": metrics}), reply_to=m) for m in messages]
 
     grid = LocalGrid(federation.clients, reply, shared=False)
-    strategy = make_strategy(config, federation, list(state) if parameters is None else parameters)
+    strategy = make_strategy(config, federation, parameters)
     sent = list(strategy.configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
     return sum(map(wire_bytes, sent)), sum(map(wire_bytes, grid.send_and_receive(sent)))

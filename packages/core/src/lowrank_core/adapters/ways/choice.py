@@ -25,9 +25,7 @@ _BALANCE = {"cpu": 10, "cuda": 150}
 def possible_ways(form: Form, factors: Factors, geometry: Geometry, dtype: torch.dtype) -> tuple[Way, ...]:
     """The ways that are exact here. `merged` needs a sum that rounds nothing away: in bfloat16 it loses most of ΔW."""
     composing: tuple[Way, ...] = ("dense", "merged") if dtype in (torch.float32, torch.float64) else ("dense",)
-    if isinstance(form, LoKrForm):
-        return (("factors",) if geometry.groups == 1 else ()) + composing
-    if "lora_mid" in factors:
+    if isinstance(form, LoKrForm) or "lora_mid" in factors:
         return (("factors",) if geometry.groups == 1 else ()) + composing
     if "hada_t1" in factors:
         return composing
@@ -62,9 +60,8 @@ def estimate(way: Way, form: Form, factors: Factors, geometry: Geometry, x: Tens
     elif way == "factors":
         work, traffic = _factors_cost(form, factors, geometry, positions, passes)
     else:
-        own_products = passes if way == "dense" else passes - 1 if training else 0
         # `merged` shares the base's product forward and towards the input; the factors' gradient needs one of its own.
-        own_products = min(own_products, 1) if way == "merged" else own_products
+        own_products = passes if way == "dense" else int(training)
         work = 2 * own_products * positions * outputs * inputs
         size = outputs * inputs // geometry.groups
         rank = max(factor.shape[0 if name.endswith("b") else 1] for name, factor in factors.items())

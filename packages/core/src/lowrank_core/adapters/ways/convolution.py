@@ -15,6 +15,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     return convolution(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
 
 
+def pointwise(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """A convolution by kernels of one pixel."""
+    return _CONV[weight.dim() - 2](x, weight, groups=groups)
+
+
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return _backward(grad, x, weight, geometry, (True, False, False))[0]
 

@@ -10,12 +10,11 @@ are held. Cost of a training step beyond the frozen base's, for T inputs and R =
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm
 from lowrank_core.adapters.geometry import Geometry
-from lowrank_core.adapters.ways.convolution import convolve, input_gradient, weight_gradient
+from lowrank_core.adapters.ways.convolution import convolve, input_gradient, pointwise, weight_gradient
 
 Tensors = tuple[Tensor, ...]
 
@@ -102,7 +101,7 @@ class PairConv(torch.autograd.Function):
     ) -> Tensor:
         up, down = _kernels(form, factors, geometry, x.dtype)
         hidden = convolve(x, down, None, geometry)
-        out = _pointwise(hidden, scale * up, geometry.groups)
+        out = pointwise(hidden, scale * up, geometry.groups)
         if weight is not None:
             out = convolve(x, weight, bias, geometry).add_(out)
         ctx.form, ctx.scale, ctx.geometry = form, scale, geometry
@@ -115,14 +114,14 @@ class PairConv(torch.autograd.Function):
         geometry: Geometry = ctx.geometry
         groups = geometry.groups
         up, down = _kernels(ctx.form, tuple(factors), geometry, x.dtype)
-        pointwise = _pointwise_geometry(geometry, hidden.shape[1])
-        towards = input_gradient(grads[0], hidden, ctx.scale * up, pointwise)
+        last = _pointwise_geometry(geometry, hidden.shape[1])
+        towards = input_gradient(grads[0], hidden, ctx.scale * up, last)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = input_gradient(towards, x, down, geometry)
             if weight is not None:
                 grad_x = input_gradient(grads[0], x, weight, geometry).add_(grad_x)
-        grad_up = ctx.scale * weight_gradient(grads[0], hidden, up, pointwise).flatten(1)
+        grad_up = ctx.scale * weight_gradient(grads[0], hidden, up, last).flatten(1)
         # Every group has the same `down`.
         grad_down = weight_gradient(towards, x, down, geometry).flatten(1).unflatten(0, (groups, -1)).sum(0)
         gradients = build_backward(ctx.form, tuple(factors), grad_up, grad_down)
@@ -141,8 +140,3 @@ def _pointwise_geometry(geometry: Geometry, channels: int) -> Geometry:
     dimensions = len(geometry.kernel)
     ones, zeros = (1,) * dimensions, (0,) * dimensions
     return Geometry("conv", geometry.out_features, channels, ones, ones, zeros, ones, geometry.groups)
-
-
-def _pointwise(hidden: Tensor, up: Tensor, groups: int) -> Tensor:
-    convolution = (F.conv1d, F.conv2d, F.conv3d)[hidden.dim() - 3]
-    return convolution(hidden, up, groups=groups)
