@@ -71,16 +71,18 @@ class LoHaForm:
         return first, second
 
     def pair(self, factors: Factors, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
-        """The Khatri-Rao products of the factors, of rank r²; a Tucker pair would need rank r² too, through a core.
-
-        (A1 B1) ⊙ (A2 B2) = A B with A[o, (j, k)] = A1[o, j] A2[o, k] and B[(j, k), i] = B1[j, i] B2[k, i].
-        """
+        """`khatri_rao` of the factors; a Tucker pair would need rank r² too, through a core."""
         if "hada_t1" in factors:
             return None
-        a1, b1, a2, b2 = (factors[f"hada_w{side}_{end}"] for side in (1, 2) for end in ("a", "b"))
-        up = (a1.unsqueeze(2) * a2.unsqueeze(1)).flatten(1)
-        down = (b1.unsqueeze(1) * b2.unsqueeze(0)).flatten(0, 1)
-        return up, down
+        return khatri_rao(*(factors[f"hada_w{side}_{end}"] for side in (1, 2) for end in ("a", "b")))
 
     def max_rank(self, geometry: Geometry, rank: int) -> int:
         return min(rank * rank, *geometry.matrix_shape)
+
+
+def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    """The one product of rank r² that a Hadamard product of two of rank r is: `(out, r²)` and `(r², in·K)`.
+
+    (A1 B1) ⊙ (A2 B2) = A B with A[o, (j, k)] = A1[o, j] A2[o, k] and B[(j, k), i] = B1[j, i] B2[k, i].
+    """
+    return (a1.unsqueeze(2) * a2.unsqueeze(1)).flatten(1), (b1.unsqueeze(1) * b2.unsqueeze(0)).flatten(0, 1)

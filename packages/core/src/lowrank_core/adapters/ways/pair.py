@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm
+from lowrank_core.adapters.forms.loha import khatri_rao
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.convolution import convolve, input_gradient, pointwise, weight_gradient
 
@@ -22,9 +23,7 @@ Tensors = tuple[Tensor, ...]
 def build(form: Form, factors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The pair, `(out, R)` and `(R, in·K)`, in the dtype it is used in; products are formed in the factors' own."""
     if isinstance(form, LoHaForm):
-        a1, b1, a2, b2 = factors
-        up = (a1.unsqueeze(2) * a2.unsqueeze(1)).flatten(1)
-        down = (b1.unsqueeze(1) * b2.unsqueeze(0)).flatten(0, 1)
+        up, down = khatri_rao(*factors)
     elif isinstance(form, AdaLoRAForm):
         a, up, e = factors
         down = e * a
