@@ -4,11 +4,12 @@ import torch
 from cells import Clock, competitor_arguments, read, report
 
 from lowrank_fl.config import FederationConfig, StrategyConfig
-from lowrank_fl.data.examples import Examples
+from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
 from lowrank_fl.flower.rounds import train_rounds
 from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import make_executor
 from lowrank_fl.state import transferred
 from lowrank_fl.training import LocalTraining
@@ -34,11 +35,11 @@ def main() -> None:
         clients=cell.clients, clients_per_round=cell.cohort, epochs=1, batch_size=cell.batch, lr=cell.lr
     )
     how = LocalTraining(config, 0.0, 0, "cpu", arguments.threads)
-    executor.set_up(network, examples, list(federation.parts.numpy()), how)
+    executor.set_up(network, examples, Parts(list(federation.parts.numpy()), []), how)
     grid = LocalGrid(cell.clients, executor.execute, shared=executor.shared)
     strategy = make_strategy(StrategyConfig(), config, [name for name, _ in network.named_parameters()])
     arrays = to_record(transferred(network), shared=executor.shared)
-    for trained in train_rounds(strategy, grid, arrays, config, rounds=1 + arguments.rounds, seed=0):
+    for trained in train_rounds(strategy, grid, arrays, config, Wire(), rounds=1 + arguments.rounds, seed=0):
         clock.mark()
         arrays = trained.arrays
     executor.close()

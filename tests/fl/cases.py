@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lowrank_fl.config import FederationConfig
-from lowrank_fl.data.examples import Examples
+from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.training import LocalTraining
 
 
@@ -21,8 +21,8 @@ def small_examples(count: int = 60, *, is_text: bool = False) -> Examples:
     return Examples("bright", inputs, labels, inputs[:30], labels[:30], tuple("abc"), (100.0,), (70.0,))
 
 
-def equal_parts(examples: Examples, clients: int) -> list[np.ndarray]:
-    return [np.arange(client, len(examples.labels), clients) for client in range(clients)]
+def equal_parts(examples: Examples, clients: int) -> Parts:
+    return Parts([np.arange(client, len(examples.labels), clients) for client in range(clients)], [])
 
 
 def small_model(seed: int = 0) -> nn.Module:

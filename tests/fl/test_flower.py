@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from lowrank_core import LowrankError, factorize
 from lowrank_fl.config import StrategyConfig
+from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record, wire_bytes
 from lowrank_fl.flower.rounds import measure_round, train_rounds
 from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess, Workers
 from lowrank_fl.state import trained_names, transferred
 
@@ -106,7 +108,7 @@ def run(executor, strategy="fedavg", order=None, rounds=3, **federation):
     initial = to_record(transferred(model), shared=executor.shared)
     results = []
     made = make_strategy(StrategyConfig(name=strategy), local.federation, list(transferred(model)))
-    for trained in train_rounds(made, grid, initial, local.federation, rounds=rounds, seed=5):
+    for trained in train_rounds(made, grid, initial, local.federation, Wire(), rounds=rounds, seed=5):
         results.append(
             (
                 trained.clients,
@@ -138,7 +140,7 @@ def test_training_goes_on_from_round_to_round_and_learns():
 
 def test_fedavg_is_the_mean_weighted_by_examples():
     examples = small_examples()
-    parts = [np.arange(10), np.arange(10, 40)]
+    parts = Parts([np.arange(10), np.arange(10, 40)], [])
     local = how(clients=2, clients_per_round=2)
     executor = InProcess()
     executor.set_up(small_model(), examples, parts, local)
@@ -148,7 +150,7 @@ def test_fedavg_is_the_mean_weighted_by_examples():
     captured = []
     grid_send = grid.send_and_receive
     grid.send_and_receive = lambda messages, **_: captured.extend(grid_send(messages)) or captured
-    (trained,) = train_rounds(made, grid, initial, local.federation, rounds=1, seed=5)
+    (trained,) = train_rounds(made, grid, initial, local.federation, Wire(), rounds=1, seed=5)
     one, two = (to_arrays(reply.content.array_records["arrays"]) for reply in captured)
     for name, array in to_arrays(trained.arrays).items():
         np.testing.assert_allclose(array, 0.25 * one[name] + 0.75 * two[name], rtol=1e-6, atol=1e-7)

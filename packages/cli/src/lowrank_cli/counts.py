@@ -34,7 +34,7 @@ def count_labels(config: RunConfig, plot: Path | None, *, as_json: bool, quiet: 
         from lowrank_fl.data import label_counts, plot_label_counts
 
         examples = examples_of(config)
-        counts = label_counts(examples, parts_of(config, examples))
+        counts = label_counts(examples, parts_of(config, examples).train)
         if plot is not None:
             plot_label_counts(counts, examples.classes, plot)
     if as_json:

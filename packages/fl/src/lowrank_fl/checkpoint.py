@@ -70,6 +70,7 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
 
 
 def _digest(config: RunConfig) -> str:
-    """Of everything that changes a result; the number of workers does not, and more rounds may be asked for."""
-    tree = config.model_dump(mode="json", exclude={"sweep": True, "rounds": True, "engine": {"workers"}})
+    """Of everything that changes a result; of the engine threads alone do, and more rounds may be asked for."""
+    tree = config.model_dump(mode="json", exclude={"sweep", "rounds", "engine"})
+    tree["threads"] = config.engine.threads
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

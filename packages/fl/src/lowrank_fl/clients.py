@@ -1,19 +1,43 @@
 """A run's examples and who holds them, from its configuration alone."""
 
+import dataclasses
+import math
+
 import numpy as np
 
+from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data import load_examples, partition_examples
-from lowrank_fl.data.examples import Examples
+from lowrank_fl.data.examples import Examples, Parts
+from lowrank_fl.data.rows import kept_rows
 from lowrank_fl.seeds import derive_seed
 
 
 def examples_of(config: RunConfig) -> Examples:
     """The data set that `config` names, whole; raises LowrankError where it cannot be had."""
-    return load_examples(config.data, config.partition, derive_seed(config.seed, "data"))
+    seed = derive_seed(config.seed, "data")
+    examples = load_examples(config.data, config.partition, seed)
+    kept = kept_rows(len(examples.test_labels), config.data.max_test_examples, seed)
+    if len(kept) == len(examples.test_labels):
+        return examples
+    return dataclasses.replace(examples, test_inputs=examples.test_inputs[kept], test_labels=examples.test_labels[kept])
 
 
-def parts_of(config: RunConfig, examples: Examples) -> list[np.ndarray]:
+def parts_of(config: RunConfig, examples: Examples) -> Parts:
     """Each client's rows of the training examples; raises LowrankError where a client would hold none."""
     seed = derive_seed(config.seed, "partition")
-    return partition_examples(examples, config.partition, config.federation.clients, seed)
+    rows = partition_examples(examples, config.partition, config.federation.clients, seed)
+    train: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
+    for client, held in enumerate(rows):
+        drawn = np.random.default_rng(derive_seed(config.seed, "held_out", client)).permutation(held)
+        tested = math.ceil(config.partition.held_out * len(held))
+        trained = math.ceil(config.partition.train_share * (len(held) - tested))
+        if not trained:
+            raise LowrankError(
+                f"client {client} holds {len(held)} examples and would train on none of them beside the {tested} it "
+                "tests on; set fewer federation.clients or a smaller partition.held_out"
+            )
+        held_out.append(np.sort(drawn[:tested]))
+        train.append(np.sort(drawn[tested : tested + trained]))
+    return Parts(train, held_out)

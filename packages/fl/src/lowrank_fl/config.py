@@ -29,6 +29,8 @@ class DataConfig(Section):
     """The label column; found by its feature type when not given."""
     max_examples: PositiveInt | None = None
     """Train on the first so many examples after a seeded shuffle; everything when not given."""
+    max_test_examples: PositiveInt | None = None
+    """Test on so many examples, chosen like the others; everything when not given."""
 
 
 class PartitionConfig(Section):
@@ -41,6 +43,11 @@ class PartitionConfig(Section):
     """Pathological: so many classes each client holds."""
     id_column: str | None = None
     """Natural: the column that names who made an example (writer, role)."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of its examples that each client keeps back to test the model on. Above 0 accuracy is the mean over
+    clients of what they find; at 0 the server tests on the data set's own test examples."""
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each client trains on this share of its examples, after those it holds out (the paper's Figure 5b: 0.2)."""
 
 
 class ModelConfig(Section):
@@ -122,14 +129,43 @@ class StrategyConfig(Section):
     """Krum: how many clients may send anything."""
 
 
+class PersonalizationConfig(Section):
+    """What of the model is each client's own, and how it trains it."""
+
+    kind: Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetune"] | None = None
+    """`pfedpara`: the factors of W2 stay with the client. `fedper`, `fedrep`: the last layer does. `ditto`: a whole
+    model of its own beside the shared one. `local`: nothing is shared. `finetune`: the shared model, trained further
+    by each client before it is tested. If not given, `pfedpara` for that method and `none` for the others."""
+    epochs: PositiveInt | None = None
+    """Of a client's own part under fedrep, ditto and finetune; `federation.epochs` if not given."""
+    mu: NumberFromZero = 0.1
+    """Ditto: how strongly a client's model is drawn to the shared one."""
+
+
+class CodecConfig(Section):
+    """How numbers are written for the way."""
+
+    up: Literal["none", "fp16", "int8", "topk"] = "none"
+    """What clients do to the change they send: half precision, eight bits by stochastic rounding, or its largest
+    entries alone, the rest being kept for the next time."""
+    down: Literal["none", "fp16", "int8", "topk"] = "none"
+    """What the server does to what it sends."""
+    top_k: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """The share of entries that `topk` sends."""
+
+
 class EngineConfig(Section):
     """What runs the clients. No key here changes a result on the CPU, `threads` excepted."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "ray", "superlink"] = "local"
     workers: PositiveInt | Literal["auto"] = "auto"
     """Processes that train clients side by side; `auto` takes one for each core."""
     threads: PositiveInt = 1
     """Threads a client trains with."""
+    timeout: PositiveFloat | None = None
+    """Seconds the server waits for a round's replies under ray and superlink; for ever if not given."""
+    local_nodes: PositiveInt | None = None
+    """superlink: start a SuperLink and so many SuperNodes on this machine for the run, and stop them after it."""
 
 
 class RunConfig(Section):
@@ -144,6 +180,8 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     federation: FederationConfig = FederationConfig()
     strategy: StrategyConfig = StrategyConfig()
+    personalization: PersonalizationConfig = PersonalizationConfig()
+    codec: CodecConfig = CodecConfig()
     engine: EngineConfig = EngineConfig()
     sweep: dict[str, list[Any]] = {}
     """Dotted keys and the values each takes; the runs are every combination."""

@@ -12,10 +12,11 @@ from lowrank_core.candidates import LeftEntry
 from lowrank_core.replacement import FactorizedEntry, FactorizeReport
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flops import CountFlops, Undrawn
+from lowrank_fl.flower.engines import worker_count
 from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.load import expand
 from lowrank_fl.models.build import build_model
-from lowrank_fl.run import check_device, worker_count
+from lowrank_fl.run import check_device
 from lowrank_fl.state import trained_names, transferred
 from lowrank_fl.timing import time_steps, torch_threads
 from lowrank_fl.training import backward

@@ -1,7 +1,6 @@
 """`lowrank fl run`: the runs of a configuration, from data to files."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, parts_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
-from lowrank_fl.flower.grid import LocalGrid
+from lowrank_fl.flower.engines import Engine, make_engine
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
 from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
-from lowrank_fl.flower.workers import Executor, make_executor
+from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, write_config
 from lowrank_fl.load import expand, load_config
 from lowrank_fl.models.build import build_model
@@ -78,13 +77,13 @@ def resume(folder: Path, observer: Observer) -> list[RunSummary]:
 
 def _carry_out(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
     runs = expand(config)
-    executor = make_executor(worker_count(config))
+    engine = make_engine(config)
     data = _DataCache()
     summaries: list[RunSummary] = []
     try:
         for index, (single, swept) in enumerate(runs):
             path = folder / _run_name(swept) if swept else folder
-            summary = _Run(single, path, swept, observer, executor, data).carry_out(index, len(runs))
+            summary = _Run(single, path, swept, observer, engine, data).carry_out(index, len(runs))
             if summary is not None:
                 summaries.append(summary)
             if summary is None or summary.interrupted:
@@ -92,9 +91,9 @@ def _carry_out(config: RunConfig, folder: Path, observer: Observer) -> list[RunS
                     write_report(folder, summaries)
                 raise Interrupted(folder, summaries)
     except BaseException:
-        executor.close(at_once=True)
+        engine.close(at_once=True)
         raise
-    executor.close()
+    engine.close()
     if config.sweep:
         write_report(folder, summaries)
     return summaries
@@ -109,19 +108,6 @@ def check_device(name: str) -> None:
         raise LowrankError(f"device {name!r} cannot be used here ({reason}); try -o device=cpu") from None
 
 
-def worker_count(config: RunConfig) -> int:
-    """Worker processes for `auto`: one for each core a client's threads leave, and never more than clients.
-
-    On a GPU one process keeps the device busy; more would share it.
-    """
-    if config.engine.workers != "auto":
-        return config.engine.workers
-    if torch.device(config.device).type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // config.engine.threads, config.federation.clients_per_round))
-
-
 class _DataCache:
     """The last data set loaded: the runs of a sweep mostly share it."""
 
@@ -130,7 +116,8 @@ class _DataCache:
         self._examples: Examples | None = None
 
     def load(self, config: RunConfig) -> Examples:
-        key = (config.data, config.partition.kind, config.partition.id_column, config.data.max_examples and config.seed)
+        subset = config.data.max_examples or config.data.max_test_examples
+        key = (config.data, config.partition.kind, config.partition.id_column, subset and config.seed)
         if self._examples is None or key != self._key:
             self._examples = examples_of(config)
             self._key = key
@@ -146,11 +133,11 @@ class _Run:
         path: Path,
         swept: dict[str, Any],
         observer: Observer,
-        executor: Executor,
+        engine: Engine,
         data: _DataCache,
     ) -> None:
         self.config, self.path, self.swept = config, path, swept
-        self.observer, self.executor = observer, executor
+        self.observer, self.engine = observer, engine
         self.examples = data.load(config)
         self.rows: list[RoundRow] = []
         self.arrays: ArrayRecord | None = None
@@ -204,18 +191,17 @@ class _Run:
         )
         stop: KeyboardInterrupt | LowrankError | None = None
         try:
-            self.executor.set_up(model, examples, parts, how)
-            grid = LocalGrid(federation.clients, self.executor.execute, shared=self.executor.shared)
+            grid = self.engine.set_up(config, model, examples, parts, how)
             state = transferred(model)
             # In the model's order, which a file does not keep.
             start = {name: checkpoint.model[name] for name in state} if checkpoint else state
-            arrays = to_record(start, shared=self.executor.shared)
+            arrays = to_record(start, shared=self.engine.shared)
             self.arrays = arrays if checkpoint else None
             strategy = make_strategy(config.strategy, federation, trained_names(model))
             if checkpoint:
                 load_strategy_state(strategy, checkpoint.strategy, arrays)
             for trained in train_rounds(
-                strategy, grid, arrays, federation, rounds=config.rounds, seed=config.seed, first=done + 1
+                strategy, grid, arrays, federation, Wire(), rounds=config.rounds, seed=config.seed, first=done + 1
             ):
                 row = self._evaluate(trained)
                 folder.add_round(row)
@@ -244,7 +230,7 @@ class _Run:
 
     def _evaluate(self, trained: TrainedRound) -> RoundRow:
         began = time.perf_counter()
-        accuracy, loss = self.executor.evaluate(trained.arrays)
+        accuracy, loss = self.engine.evaluate(trained.arrays)
         if not math.isfinite(loss):
             raise LowrankError(
                 f"the model of round {trained.number} has loss {loss} on the test set; "

@@ -4,10 +4,19 @@ from typing import Literal
 
 import numpy as np
 
-_PURPOSES = {"model": 0, "partition": 1, "sampling": 2, "client": 3, "data": 4}
+Purpose = Literal["model", "partition", "sampling", "client", "data", "held_out", "codec"]
+_PURPOSES: dict[Purpose, int] = {
+    "model": 0,
+    "partition": 1,
+    "sampling": 2,
+    "client": 3,
+    "data": 4,
+    "held_out": 5,
+    "codec": 6,
+}
 
 
-def derive_seed(seed: int, purpose: Literal["model", "partition", "sampling", "client", "data"], *counters: int) -> int:
+def derive_seed(seed: int, purpose: Purpose, *counters: int) -> int:
     """A 64-bit seed for one purpose, independent of every other; for a client the counters are round and client.
 
     It depends on nothing else, so the order in which clients run, and where, changes no number.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lowrank_fl.config import RunConfig
-from lowrank_fl.data.examples import Examples
+from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.training import LocalTraining, Trainer
 
 _SECONDS = 0.3
@@ -24,7 +24,7 @@ def time_steps(model: nn.Module, config: RunConfig, input_shape: Sequence[int], 
     data = Examples("random", inputs, labels, inputs, labels, ("0",), level, level)
     federation = config.federation.model_copy(update={"epochs": 1, "batch_size": examples})
     how = LocalTraining(federation, config.model.jacobian_lambda, config.seed, config.device, config.engine.threads)
-    trainer = Trainer(model, data, [np.arange(examples)], how)
+    trainer = Trainer(model, data, Parts([np.arange(examples)], []), how)
     # At rate 0, so that the values stay.
     return _time(lambda: trainer.train(0, 1, lr=0.0), config), _time(lambda: trainer.evaluate(0), config)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
 from lowrank_fl.config import FederationConfig
-from lowrank_fl.data.examples import Examples
+from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import transferred
@@ -93,7 +93,7 @@ class Trained:
 class Trainer:
     """One resident model that becomes any client in turn: its tensors are overwritten, never reallocated."""
 
-    def __init__(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
+    def __init__(self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> None:
         self.how = how
         self.device = torch.device(how.device)
         self.model = model.to(self.device)
@@ -125,7 +125,7 @@ class Trainer:
         """
         federation = self.how.federation
         self._seed(derive_seed(self.how.seed, "client", round_number, client))
-        rows = torch.from_numpy(self.parts[client])
+        rows = torch.from_numpy(self.parts.train[client])
         inputs = self._prepare(self.examples.inputs[rows])
         labels = self.examples.labels[rows].to(self.device)
         named = self.trainable()

@@ -44,3 +44,15 @@ class Examples:
         mean = torch.tensor(self.mean, device=inputs.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=inputs.device).view(-1, 1, 1)
         return (inputs.float() - mean) / std
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Who holds which of the training examples: row numbers, ascending, for each client."""
+
+    train: list[np.ndarray]
+    held_out: list[np.ndarray]
+    """What clients test on; empty where the server does."""
+
+    def __len__(self) -> int:
+        return len(self.train)

@@ -16,9 +16,10 @@ from lowrank_fl.training import Trainer
 
 
 def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], ArrayRecord]) -> ClientApp:
-    """A ClientApp that trains with `trainer`, as the client that `partition-id` of the node's config names.
+    """A ClientApp that trains with `trainer`, as the client that the message names.
 
-    A training message carries the model as `arrays`, and a ConfigRecord `config` with `server-round`, `lr` and, under
+    A training message carries the model as `arrays`, and a ConfigRecord `config` with the number of the `client` (the
+    node's `partition-id` if not given, because a node may host one client or several), `server-round`, `lr` and, under
     FedProx, `proximal-mu`, under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's control variate as `control`. The
     reply carries the trained model as `arrays`, the change of the client's control variate as `control` under SCAFFOLD,
     and as `metrics` the weight `num-examples` and the `loss`; `reply` makes the record of a trained model.
@@ -29,7 +30,8 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     def train(message: Message, context: Context) -> Message:
         arrays = message.content.array_records
         config = message.content.config_records["config"]
-        client, round_number = int(context.node_config["partition-id"]), _integer(config["server-round"])
+        client = _integer(config.get("client", context.node_config.get("partition-id")))
+        round_number = _integer(config["server-round"])
         lr = _number(config["lr"])
         trainer.load(to_arrays(arrays["arrays"]))
         rule = _Rule(trainer, client, round_number, arrays, config)

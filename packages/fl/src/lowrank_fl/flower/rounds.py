@@ -14,9 +14,10 @@ from torch import Tensor
 from lowrank_core import LowrankError
 from lowrank_fl.config import FederationConfig, StrategyConfig
 from lowrank_fl.flower.grid import LocalGrid, client_of
-from lowrank_fl.flower.records import ArrayRecord, to_record, wire_bytes
+from lowrank_fl.flower.records import ArrayRecord, to_record
 from lowrank_fl.flower.screening import screen
 from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.wire import Wire
 from lowrank_fl.seeds import derive_seed
 
 
@@ -40,6 +41,7 @@ def train_rounds(
     grid: Grid,
     arrays: ArrayRecord,
     federation: FederationConfig,
+    wire: Wire,
     *,
     rounds: int,
     seed: int,
@@ -58,11 +60,9 @@ def train_rounds(
         config = ConfigRecord({"lr": federation.lr * federation.lr_decay ** (number - 1)})
         # Flower's strategies sample with Python's global generator.
         random.seed(derive_seed(seed, "sampling", number))
-        messages = list(strategy.configure_train(number, arrays, config, grid))
-        downlink_bytes = sum(map(wire_bytes, messages))
-        replies = list(grid.send_and_receive(messages))
-        uplink_bytes = sum(map(wire_bytes, replies))
-        sound, dropped = screen(replies, messages)
+        exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid))
+        messages = exchange.messages
+        sound, dropped = screen(exchange.replies, messages)
         if len(dropped) > federation.tolerated_failures * len(messages):
             client, reason = next(iter(dropped.items()))
             others = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
@@ -80,7 +80,8 @@ def train_rounds(
         assert isinstance(loss, float)
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
         seconds = time.perf_counter() - began
-        yield TrainedRound(number, arrays, loss, clients, uplink_bytes, downlink_bytes, seconds, dropped)
+        up, down = exchange.uplink_bytes, exchange.downlink_bytes
+        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped)
 
 
 def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRecord:
@@ -105,5 +106,5 @@ def measure_round(
 
     grid = LocalGrid(federation.clients, reply, shared=False)
     strategy = make_strategy(config, federation, parameters)
-    sent = list(strategy.configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
-    return sum(map(wire_bytes, sent)), sum(map(wire_bytes, grid.send_and_receive(sent)))
+    exchange = Wire().exchange(grid, strategy.configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
+    return exchange.downlink_bytes, exchange.uplink_bytes

@@ -6,27 +6,23 @@ import pickle
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from flwr.app import Error, Message
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
+from flwr.app import Message
 from torch import nn
 
 from lowrank_core import LowrankError
-from lowrank_fl.data.examples import Examples
-from lowrank_fl.flower.client import make_client_app
-from lowrank_fl.flower.grid import client_of, make_context
-from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, lay_out, map_slots, to_arrays, to_record
+from lowrank_fl.data.examples import Examples, Parts
+from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, lay_out, map_slots
+from lowrank_fl.flower.resident import Resident
 from lowrank_fl.state import transferred
-from lowrank_fl.training import EVALUATION_BATCH, LocalTraining, Trainer
+from lowrank_fl.training import EVALUATION_BATCH, LocalTraining
 
 T = TypeVar("T")
 
@@ -39,7 +35,7 @@ class Executor(Protocol):
     shared: bool
     """Whether array records must lie in shared memory."""
 
-    def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
+    def set_up(self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> None:
         """Make this federation the one whose clients are run from now on."""
         ...
 
@@ -62,14 +58,14 @@ class InProcess:
     shared = False
 
     def __init__(self) -> None:
-        self._resident: _Resident | None = None
+        self._resident: Resident | None = None
 
-    def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
-        self._resident = _Resident(model, examples, parts, how)
+    def set_up(self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> None:
+        self._resident = Resident(model, examples, parts, how)
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
         with self._threads() as resident:
-            return [resident.train(message, slot=None) for message in messages]
+            return [resident.run(message, slot=None) for message in messages]
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         with self._threads() as resident:
@@ -80,7 +76,7 @@ class InProcess:
         self._resident = None
 
     @contextmanager
-    def _threads(self) -> Iterator["_Resident"]:
+    def _threads(self) -> Iterator["Resident"]:
         assert self._resident is not None, "set_up comes first"
         before = torch.get_num_threads()
         torch.set_num_threads(self._resident.trainer.how.threads)
@@ -108,7 +104,7 @@ class Workers:
         self._pids = [pool.submit(os.getpid) for pool in self._pools]
         self._examples: Examples | None = None
 
-    def set_up(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
+    def set_up(self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> None:
         self._check_shared_memory(model, examples, how)
         self._examples = examples
         messages = 1 + how.federation.clients_per_round
@@ -120,7 +116,7 @@ class Workers:
             done.result()
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
-        return self._spread(_train, [(message, slot) for slot, message in enumerate(messages, DOWNLINK_SLOT + 1)])
+        return self._spread(_run, [(message, slot) for slot, message in enumerate(messages, DOWNLINK_SLOT + 1)])
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         assert self._examples is not None, "set_up comes first"
@@ -193,35 +189,6 @@ def make_executor(workers: int) -> Executor:
     return InProcess() if workers == 1 else Workers(workers)
 
 
-class _Resident:
-    """The model a process keeps, behind its ClientApp."""
-
-    def __init__(self, model: nn.Module, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining) -> None:
-        self.trainer = Trainer(model, examples, parts, how)
-        self.app: ClientApp = make_client_app(self.trainer, self._reply)
-        self._slot: int | None = None
-        self._evaluated: torch.Tensor | None = None
-
-    def train(self, message: Message, slot: int | None) -> Message:
-        self._evaluated, self._slot = None, slot
-        client = client_of(message.metadata.dst_node_id)
-        try:
-            return self.app(message, make_context(client, len(self.trainer.parts)))
-        except LowrankError as error:
-            # The round may go on without this client.
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
-
-    def _reply(self, state: Mapping[str, torch.Tensor]) -> ArrayRecord:
-        return to_record(state, shared=False, slot=self._slot)
-
-    def evaluate(self, record: ArrayRecord, start: int) -> tuple[int, float]:
-        # The slices of one model come one after the other; it is loaded for the first of them.
-        if self._evaluated is None or self._evaluated.data_ptr() != record.block.data_ptr():
-            self.trainer.load(to_arrays(record))
-            self._evaluated = record.block  # held, so that no other model can come to lie at its address
-        return self.trainer.evaluate(start)
-
-
 def _mean(slices: Sequence[tuple[int, float]], examples: Examples) -> tuple[float, float]:
     count = len(examples.test_labels)
     return sum(correct for correct, _ in slices) / count, sum(loss for _, loss in slices) / count
@@ -229,7 +196,7 @@ def _mean(slices: Sequence[tuple[int, float]], examples: Examples) -> tuple[floa
 
 # What follows runs in the worker processes.
 
-_resident: _Resident | None = None
+_resident: Resident | None = None
 
 
 def _start() -> None:
@@ -246,22 +213,20 @@ def _end_with_server() -> None:
     os._exit(1)
 
 
-def _set_up(
-    model: bytes, examples: Examples, parts: Sequence[np.ndarray], how: LocalTraining, slots: torch.Tensor
-) -> None:
+def _set_up(model: bytes, examples: Examples, parts: Parts, how: LocalTraining, slots: torch.Tensor) -> None:
     global _resident
     torch.set_num_threads(how.threads)
     map_slots(slots)
-    _resident = _Resident(pickle.loads(model), examples, parts, how)
+    _resident = Resident(pickle.loads(model), examples, parts, how)
 
 
 def _in_turn(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
     return [function(*job) for job in jobs]
 
 
-def _train(message: Message, slot: int) -> Message:
+def _run(message: Message, slot: int) -> Message:
     assert _resident is not None
-    return _resident.train(message, slot)
+    return _resident.run(message, slot)
 
 
 def _evaluate(record: ArrayRecord, start: int) -> tuple[int, float]:
