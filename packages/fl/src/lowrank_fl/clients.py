@@ -1,7 +1,8 @@
-"""A run's examples and who holds them, from its configuration alone."""
+"""A run's examples, who holds them and how they train, from its configuration alone."""
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from lowrank_fl.data import load_examples, partition_examples
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.data.rows import kept_rows
 from lowrank_fl.seeds import derive_seed
+from lowrank_fl.training import LocalTraining
 
 
 def examples_of(config: RunConfig) -> Examples:
@@ -41,3 +43,15 @@ def parts_of(config: RunConfig, examples: Examples) -> Parts:
         held_out.append(np.sort(drawn[:tested]))
         train.append(np.sort(drawn[tested : tested + trained]))
     return Parts(train, held_out)
+
+
+def training_of(config: RunConfig, folder: Path) -> LocalTraining:
+    """How the run's clients train; what they know from earlier rounds lies in `folder`."""
+    return LocalTraining(
+        config.federation,
+        config.model.jacobian_lambda,
+        config.seed,
+        config.device,
+        config.engine.threads,
+        folder,
+    )

@@ -10,7 +10,7 @@ import torch
 
 from lowrank_core import LowrankError
 from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from lowrank_fl.clients import examples_of, parts_of
+from lowrank_fl.clients import examples_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.engines import Engine, make_engine
@@ -25,7 +25,6 @@ from lowrank_fl.report import write_report
 from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import trained_names, transferred
-from lowrank_fl.training import LocalTraining
 
 
 class Interrupted(LowrankError):
@@ -181,14 +180,7 @@ class _Run:
         )
         for row in self.rows:
             self.observer.round_ended(row)
-        how = LocalTraining(
-            federation,
-            config.model.jacobian_lambda,
-            config.seed,
-            config.device,
-            config.engine.threads,
-            self.path / "clients",
-        )
+        how = training_of(config, self.path / "clients")
         stop: KeyboardInterrupt | LowrankError | None = None
         try:
             grid = self.engine.set_up(config, model, examples, parts, how)
