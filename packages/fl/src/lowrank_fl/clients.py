@@ -1,17 +1,20 @@
-"""A run's examples, who holds them and how they train, from its configuration alone."""
+"""A run's examples, who holds them, its model and how it is trained, from the configuration alone."""
 
 import dataclasses
 import math
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
-from lowrank_core import LowrankError
+from lowrank_core import FactorizeReport, LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data import load_examples, partition_examples
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.data.rows import kept_rows
+from lowrank_fl.models.build import build_model
 from lowrank_fl.seeds import derive_seed
+from lowrank_fl.state import personalization_of
 from lowrank_fl.training import LocalTraining
 
 
@@ -45,6 +48,12 @@ def parts_of(config: RunConfig, examples: Examples) -> Parts:
     return Parts(train, held_out)
 
 
+def model_of(config: RunConfig, examples: Examples) -> tuple[nn.Module, FactorizeReport | None]:
+    """The model every client starts from, and what of it was factorized (None for `original`)."""
+    seed = derive_seed(config.seed, "model")
+    return build_model(config.model, examples.input_shape, len(examples.classes), seed=seed)
+
+
 def training_of(config: RunConfig, folder: Path) -> LocalTraining:
     """How the run's clients train; what they know from earlier rounds lies in `folder`."""
     return LocalTraining(
@@ -54,4 +63,5 @@ def training_of(config: RunConfig, folder: Path) -> LocalTraining:
         config.device,
         config.engine.threads,
         folder,
+        personalization_of(config),
     )

@@ -10,7 +10,7 @@ import torch
 
 from lowrank_core import LowrankError
 from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from lowrank_fl.clients import examples_of, parts_of, training_of
+from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.engines import Engine, make_engine
@@ -20,10 +20,8 @@ from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, str
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, write_config
 from lowrank_fl.load import expand, load_config
-from lowrank_fl.models.build import build_model
 from lowrank_fl.report import write_report
 from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
-from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import trained_names, transferred
 
 
@@ -155,9 +153,7 @@ class _Run:
             return finished
         federation = config.federation
         parts = parts_of(config, examples)
-        model, report = build_model(
-            config.model, examples.input_shape, len(examples.classes), seed=derive_seed(config.seed, "model")
-        )
+        model, report = model_of(config, examples)
         for entry in report.left if report else ():
             if entry.reason not in ("excluded", "not included"):
                 self.observer.note(f"{entry.name} stays as it is: {entry.reason}")

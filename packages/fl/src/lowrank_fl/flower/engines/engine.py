@@ -39,7 +39,11 @@ def make_engine(config: RunConfig) -> Engine:
         from lowrank_fl.flower.engines.local import LocalEngine
 
         return LocalEngine(worker_count(config))
-    raise UsageError(f"engine.kind {config.engine.kind!r} is not built yet; use local")
+    if config.engine.kind == "ray":
+        from lowrank_fl.flower.engines.ray import RayEngine
+
+        return RayEngine(config, worker_count(config))
+    raise UsageError(f"engine.kind {config.engine.kind!r} is not built yet; use local or ray")
 
 
 def worker_count(config: RunConfig) -> int:

@@ -1,0 +1,121 @@
+"""Flower's simulation: clients in the Ray actors of its backend, on this machine or on a Ray cluster."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from torch import nn
+
+from lowrank_core import LowrankError
+from lowrank_fl.config import RunConfig
+from lowrank_fl.data.examples import Examples, Parts
+from lowrank_fl.flower.engines.remote import make_remote_app, resident_of
+from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
+from lowrank_fl.flower.records import ArrayRecord, map_slots
+from lowrank_fl.flower.workers import InProcess
+from lowrank_fl.training import LocalTraining
+
+
+class RayEngine:
+    """Every actor makes its data and its model from the run's configuration, and becomes any client in turn.
+
+    The backend is fed directly: Flower's own loop around it owns the process and looks for messages ten times a second.
+    """
+
+    shared = False
+
+    def __init__(self, config: RunConfig, workers: int) -> None:
+        self._timeout = config.engine.timeout
+        self._server = InProcess()
+        self._clients = 0
+        # It would report every client's error beside us.
+        self._logger = logging.getLogger("flwr")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+        self._backend = _start(config, workers)
+        # The backend wants an idle actor for every message.
+        self._threads = ThreadPoolExecutor(self._backend.num_workers)
+
+    def set_up(self, config: RunConfig, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> Grid:
+        self._server.set_up(model, examples, parts, how)
+        self._clients = config.federation.clients
+        assert how.state_folder is not None
+        self._backend.app_fn = partial(_client_app, config.model_dump_json(), how.state_folder.resolve())
+        map_slots(None)  # shared memory that another engine may have left
+        return LocalGrid(self._clients, self._execute, shared=False)
+
+    def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
+        return self._server.evaluate(record)
+
+    def close(self, *, at_once: bool = False) -> None:
+        self._threads.shutdown(wait=not at_once, cancel_futures=True)
+        self._backend.terminate()
+        self._server.close()
+        self._logger.setLevel(self._level)
+
+    def _execute(self, messages: Sequence[Message]) -> list[Message]:
+        """The replies that come in time, in the order of the messages."""
+        futures = [self._threads.submit(self._ask, message) for message in messages]
+        _, late = wait(futures, self._timeout)
+        for future in late:
+            future.cancel()
+        return [future.result() for future in futures if future not in late]
+
+    def _ask(self, message: Message) -> Message:
+        from ray.exceptions import RayActorError, RayTaskError
+
+        context = make_context(client_of(message.metadata.dst_node_id), self._clients)
+        try:
+            return self._backend.process_message(message, context)[0]
+        except RayActorError:
+            raise LowrankError(
+                "a Ray actor died, most likely for lack of memory; try fewer with -o engine.workers=1"
+            ) from None
+        except RayTaskError as error:
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _start(config: RunConfig, workers: int) -> Any:
+    """Flower's backend with as many actors as there are workers, or as a running cluster has room for."""
+    # Read when ray is imported: neither usage reports nor a warning about what a later Ray does with GPUs.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    threads = config.engine.threads
+    on_gpu = torch.device(config.device).type == "cuda"
+    init: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        init["num_cpus"] = workers * threads
+    resources = {"num_cpus": threads, "num_gpus": 1 / workers if on_gpu else 0.0}
+    path = os.environ.get("PYTHONPATH")
+    try:
+        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+        backend = RayBackend({"init_args": init, "client_resources": resources})
+        backend.build(ClientApp)  # set_up says which app
+    except (ImportError, ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise LowrankError(f"Ray does not start ({reason}); try -o engine.kind=local") from None
+    finally:
+        # The backend adds all of sys.path to it.
+        os.environ.pop("PYTHONPATH", None)
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+    return backend
+
+
+# What follows runs in the actors.
+
+
+@lru_cache(maxsize=1)
+def _client_app(config: str, states: Path) -> ClientApp:
+    return make_remote_app(lambda message, context: resident_of(config, states))
