@@ -173,8 +173,8 @@ def test_divergence_ends_the_run_with_the_finished_rounds_kept(tmp_path, monkeyp
 
     train = Trainer.train
 
-    def diverge_in_round_3(self, client, round_number, lr, drift=None):
-        return train(self, client, round_number, lr if round_number < 3 else 1e30, drift)
+    def diverge_in_round_3(self, client, round_number, lr, drift=None, **options):
+        return train(self, client, round_number, lr if round_number < 3 else 1e30, drift, **options)
 
     monkeypatch.setattr(Trainer, "train", diverge_in_round_3)
     out = tmp_path / "run"

@@ -14,12 +14,16 @@ Composed = list[tuple[FactorizedWeight, Tensor]]
 
 @contextmanager
 def composed_weights(model: nn.Module) -> Generator[Composed]:
-    """Collect the Hadamard weights that forward passes compose inside the block; each will keep its gradient."""
+    """Collect the Hadamard weights that forward passes compose inside the block; each will keep its gradient.
+
+    A weight of frozen factors has none, and is left out.
+    """
     composed: Composed = []
 
     def keep(module: FactorizedWeight, _: object, weight: Tensor) -> None:
-        weight.retain_grad()
-        composed.append((module, weight))
+        if weight.requires_grad:
+            weight.retain_grad()
+            composed.append((module, weight))
 
     hooks = [
         module.register_forward_hook(keep)

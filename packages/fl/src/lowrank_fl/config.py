@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["original", "lowrank", "fedpara", "pfedpara", "svd", "kronecker"]
+Kind = Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetune"]
 
 
 NumberFromZero = Annotated[float, Field(ge=0)]
@@ -94,6 +95,10 @@ class FederationConfig(Section):
     tolerated_failures: Fraction = 0.0
     """The share of a round's clients that may fail; the round goes on without them."""
 
+    def lr_in(self, round_number: int) -> float:
+        """The learning rate of that round; the first is round 1."""
+        return self.lr * self.lr_decay ** (round_number - 1)
+
 
 class StrategyConfig(Section):
     """The server's rule, by Flower's name in small letters; the other keys belong to the rule that reads them."""
@@ -132,7 +137,7 @@ class StrategyConfig(Section):
 class PersonalizationConfig(Section):
     """What of the model is each client's own, and how it trains it."""
 
-    kind: Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetune"] | None = None
+    kind: Kind | None = None
     """`pfedpara`: the factors of W2 stay with the client. `fedper`, `fedrep`: the last layer does. `ditto`: a whole
     model of its own beside the shared one. `local`: nothing is shared. `finetune`: the shared model, trained further
     by each client before it is tested. If not given, `pfedpara` for that method and `none` for the others."""
@@ -166,6 +171,34 @@ class EngineConfig(Section):
     """Seconds the server waits for a round's replies under ray and superlink; for ever if not given."""
     local_nodes: PositiveInt | None = None
     """superlink: start a SuperLink and so many SuperNodes on this machine for the run, and stop them after it."""
+    address: str | None = None
+    """superlink: HOST:PORT of a SuperLink that runs already."""
+    root_certificates: str | None = None
+    """superlink: the PEM file that certifies it; the system's own if not given."""
+    insecure: bool = False
+    """superlink: no TLS. On this machine there is none without `root_certificates` anyway."""
+    server_folder: str | None = None
+    """superlink: the folder on the SuperLink's machine to write the run to; one below its user's cache if not given."""
+    patience: PositiveFloat = 120.0
+    """superlink: seconds the server waits for SuperNodes that are not there."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "EngineConfig":
+        if self.kind != "superlink":
+            if self.local_nodes is not None or self.address is not None:
+                key = "local_nodes" if self.local_nodes is not None else "address"
+                raise ValueError(f"{key} belongs to engine.kind superlink, not {self.kind}; add --engine superlink")
+            return self
+        if (self.local_nodes is None) == (self.address is None):
+            raise ValueError(
+                "superlink takes either address (HOST:PORT of a SuperLink that runs) or local_nodes "
+                f"(SuperNodes to start here), got {'none' if self.address is None else 'both'}"
+            )
+        if self.address is not None and not self.address.rpartition(":")[2].isdigit():
+            raise ValueError(f"address is HOST:PORT, got {self.address!r}")
+        if self.insecure and self.root_certificates is not None:
+            raise ValueError("insecure means no TLS, so root_certificates has no use; leave one of them out")
+        return self
 
 
 class RunConfig(Section):
@@ -185,6 +218,33 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     sweep: dict[str, list[Any]] = {}
     """Dotted keys and the values each takes; the runs are every combination."""
+
+    @property
+    def personalized(self) -> Kind:
+        """`personalization.kind`, or what it means where it is not given."""
+        if self.personalization.kind is not None:
+            return self.personalization.kind
+        return "pfedpara" if self.model.method == "pfedpara" and self.partition.held_out else "none"
+
+    @model_validator(mode="after")
+    def _personalization_fits(self) -> "RunConfig":
+        kind = self.personalization.kind
+        if kind == "pfedpara" and self.model.method != "pfedpara":
+            raise ValueError(
+                "personalization.kind pfedpara keeps the factors of W2 with each client, and model.method "
+                f"{self.model.method} has none; set model.method=pfedpara"
+            )
+        if kind not in (None, "none") and not self.partition.held_out:
+            raise ValueError(
+                f"personalization.kind {kind} gives each client a model of its own, which only its own examples can "
+                "test; set partition.held_out above 0"
+            )
+        if kind == "local" and self.strategy.name == "krum":
+            raise ValueError(
+                "strategy.name krum chooses among the models that clients send, and under personalization.kind local "
+                "they send none; use strategy.name=fedavg"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_clients(self) -> "RunConfig":

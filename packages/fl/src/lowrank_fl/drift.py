@@ -1,6 +1,7 @@
 """How a client's gradients are corrected for its drift from the others: FedProx, SCAFFOLD, FedDyn.
 
-Every rule adds `offset + proximal · (w - w_received)` to the gradient of each step.
+Every rule adds `offset + proximal · (w - w_received)` to the gradient of each step, and so does Ditto to that of a
+client's own model.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ class Drift:
 
     offsets: Named = field(default_factory=dict[str, Tensor])
     proximal: float = 0.0
+    received: Named | None = None
+    """What the proximal term draws to; the model that training starts from if not given."""
 
 
 def scaffold_drift(control: Named, own: Named) -> Drift:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,14 @@ from lowrank_core.replacement import FactorizedEntry, FactorizeReport
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flops import CountFlops, Undrawn
 from lowrank_fl.flower.engines import worker_count
+from lowrank_fl.flower.evaluation import measure_evaluation
 from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.load import expand
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device
-from lowrank_fl.state import trained_names, transferred
+from lowrank_fl.state import local_names, personalization_of, trained_names, transferred
 from lowrank_fl.timing import time_steps, torch_threads
-from lowrank_fl.training import backward
+from lowrank_fl.training import backward, training_only
 
 # No step that takes much longer is timed whole: some seconds of a core.
 _TIMED_FLOPS = 200_000_000_000
@@ -68,11 +70,13 @@ class RunPlan:
     paper_bytes: int
     """The paper's arithmetic: 2 x participants x model size x rounds (section 3.2)."""
     flops_per_round: int
-    """Of the clients' training, forward and backward; a multiply-add counts as two."""
+    """Of the clients' training, forward and backward, that before a test included; a multiply-add counts as two."""
     seconds: float
     """Of training and evaluation, estimated from timed steps, on this machine while it runs nothing else."""
     layers: tuple[FactorizedEntry, ...]
     left: tuple[LeftEntry, ...]
+    evaluation_bytes: int = 0
+    """What Flower would serialise to have clients test; 0 where the server does."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,21 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     data, federation = _data_shape(config), config.federation
     model, report = _build(config, data)
     params = sum(parameter.numel() for parameter in model.parameters())
-    state = transferred(model)
-    downlink, uplink = measure_round(config.strategy, federation, state, trained_names(model))
+    personalization = personalization_of(config)
+    state = transferred(model, personalization)
+    downlink, uplink = measure_round(config.strategy, federation, state, trained_names(model, personalization))
+    evaluation = measure_evaluation(config.strategy, federation, state) if config.partition.held_out else 0
     model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    held = data.examples / federation.clients
-    steps = federation.epochs * math.ceil(held / federation.batch_size)
+    held = _trained_examples(config, data)
+    steps = math.ceil(held / federation.batch_size)
     with torch_threads(config.engine.threads):
-        per_step, per_example = _count_step(model, config, data)
-        seconds = _round_seconds(model, config, data, per_step, per_example)
-    flops = round(federation.clients_per_round * (steps * per_step + federation.epochs * held * per_example))
+        epochs: list[tuple[int, float]] = []
+        for phase in _phases(config, model):
+            with training_only(model, phase.only):
+                per_step, per_example = _count_step(model, config, data)
+            epochs.append((phase.clients, phase.epochs * (steps * per_step + held * per_example)))
+        seconds = _round_seconds(model, config, data, epochs)
+    flops = round(sum(clients * each for clients, each in epochs))
     return RunPlan(
         name=config.name,
         method=config.model.method,
@@ -117,12 +127,42 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
         uplink_bytes=uplink * config.rounds,
         downlink_bytes=downlink * config.rounds,
         total_bytes=(uplink + downlink) * config.rounds,
+        evaluation_bytes=evaluation * config.rounds,
         paper_bytes=2 * federation.clients_per_round * model_bytes * config.rounds,
         flops_per_round=flops,
         seconds=config.rounds * seconds,
         layers=report.changed if report else (),
         left=report.left if report else (),
     )
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Epochs that each of so many clients trains in a round; all of the model, or the named parameters alone."""
+
+    clients: int
+    epochs: int
+    only: Collection[str] | None = None
+
+
+def _phases(config: RunConfig, model: nn.Module) -> list[_Phase]:
+    federation, own = config.federation, personalization_of(config)
+    sampled = federation.clients_per_round
+    if own.kind == "fedrep":
+        head, body = local_names(model, own), trained_names(model, own)
+        return [_Phase(sampled, own.epochs, head), _Phase(sampled, federation.epochs, body)]
+    together = _Phase(sampled, federation.epochs)
+    if own.kind == "ditto":
+        return [together, _Phase(sampled, own.epochs)]
+    if own.kind == "finetune":
+        return [together, _Phase(federation.clients, own.epochs)]
+    return [together]
+
+
+def _trained_examples(config: RunConfig, data: DataShape) -> float:
+    """That a client trains on, on average."""
+    share = (1 - config.partition.held_out) * config.partition.train_share
+    return share * data.examples / config.federation.clients
 
 
 def _data_shape(config: RunConfig) -> DataShape:
@@ -169,14 +209,17 @@ def _count_step(model: nn.Module, config: RunConfig, data: DataShape) -> tuple[i
     return per_step, per_example
 
 
-def _round_seconds(model: nn.Module, config: RunConfig, data: DataShape, per_step: int, per_example: int) -> float:
-    """Of the clients' training and the evaluation, from a step of as many examples as an epoch's have on average."""
-    federation, workers = config.federation, worker_count(config)
-    held = data.examples / federation.clients
-    steps = math.ceil(held / federation.batch_size)
-    mean = math.ceil(held / steps)
+def _round_seconds(model: nn.Module, config: RunConfig, data: DataShape, phases: Sequence[tuple[int, float]]) -> float:
+    """Of the clients' training and the evaluation, from a step of as many examples as an epoch's have on average.
+
+    phases: how many clients train, and the FLOPs of each.
+    """
+    workers, held = worker_count(config), _trained_examples(config, data)
+    per_step, per_example = _count_step(model, config, data)
+    mean = math.ceil(held / math.ceil(held / config.federation.batch_size))
     timed = max(1, min(mean, (_TIMED_FLOPS - per_step) // per_example))
     step, evaluation = time_steps(model, config, data.input_shape, timed)
-    step *= (per_step + mean * per_example) / (per_step + timed * per_example)
-    clients_of_a_worker = math.ceil(federation.clients_per_round / workers)
-    return clients_of_a_worker * federation.epochs * steps * step + data.test_examples / timed * evaluation / workers
+    speed = (per_step + timed * per_example) / step
+    training = sum(math.ceil(clients / workers) * flops / speed for clients, flops in phases)
+    tested = config.partition.held_out * data.examples or data.test_examples
+    return training + tested / timed * evaluation / workers

@@ -6,14 +6,32 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How good a model is, found by the server on its test set, or by all clients on what they hold out.
+
+    Means over clients count every client the same.
+    """
+
+    accuracy: float
+    loss: float
+    worst_accuracy: float | None = None
+    client_accuracies: list[float | None] = field(default_factory=list[float | None])
+    sent_bytes: int = 0
+    """Both ways; the server's own costs none."""
+    dropped: dict[int, str] = field(default_factory=dict[int, str])
+    """Clients whose replies cannot be used, and why."""
+
+
+@dataclass(frozen=True)
 class RoundRow:
     """One line of metrics.jsonl. Bytes and seconds are those of this round alone."""
 
     round: int
     accuracy: float
-    """Fraction of the server's test set answered rightly, 0 to 1."""
+    """Fraction answered rightly, 0 to 1: of the server's test set, or, where clients test, the mean over all clients
+    of each one's own held-out examples."""
     loss: float
-    """Mean cross-entropy on the server's test set."""
+    """Mean cross-entropy, likewise."""
     train_loss: float
     """Mean over the round's clients, weighted by their examples, in their last epoch."""
     uplink_bytes: int
@@ -24,6 +42,12 @@ class RoundRow:
     clients: list[int]
     dropped: dict[str, str] = field(default_factory=dict[str, str])
     """Clients whose replies were not used, and why; by their number as text, as JSON has it."""
+    worst_accuracy: float | None = None
+    """Mean accuracy of the worst tenth of the clients, at least one; None where the server tests."""
+    client_accuracies: list[float | None] = field(default_factory=list[float | None])
+    """By client, None for one that could not be asked; empty where the server tests."""
+    evaluation_bytes: int = 0
+    """Sent both ways to have clients test, in no other number here."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,10 @@ class RunSummary:
     interrupted: bool = False
     swept: dict[str, Any] = field(default_factory=dict[str, Any])
     """The sweep's keys and this run's values for them; empty outside a sweep."""
+    worst_accuracy: float | None = None
+    client_accuracies: list[float | None] = field(default_factory=list[float | None])
+    evaluation_bytes: int = 0
+    """Of all rounds, both ways; not in `total_bytes`."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.flower.engines import Engine, make_engine
+from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
 from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
-from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, write_config
+from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_config
 from lowrank_fl.report import write_report
-from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
-from lowrank_fl.state import trained_names, transferred
+from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
+from lowrank_fl.state import state_of, trained_names, transferred
 
 
 class Interrupted(LowrankError):
@@ -45,12 +46,10 @@ def run(config: RunConfig, out: Path | None, observer: Observer) -> list[RunSumm
         LowrankError: `out` holds something already, data or device are missing, training diverges.
         Interrupted: Ctrl-C; the finished rounds and their model are on disk.
     """
+    if config.engine.kind == "superlink":
+        return _submit(config, prepare(out, config.name), observer)
     check_device(config.device)
-    folder = prepare(out, config.name)
-    with locked(folder):
-        if config.sweep:
-            write_config(folder, config, sweep=True)
-        return _carry_out(config, folder, observer)
+    return carry_out(config, prepare(out, config.name), observer, lambda: make_engine(config))
 
 
 def resume(folder: Path, observer: Observer) -> list[RunSummary]:
@@ -67,19 +66,39 @@ def resume(folder: Path, observer: Observer) -> list[RunSummary]:
     if not file.exists():
         raise LowrankError(f"{folder} holds no run to resume: there is no config.yaml in it")
     config = load_config(str(file))
+    if config.engine.kind == "superlink":
+        return _submit(config, folder, observer)
     check_device(config.device)
+    return carry_out(config, folder, observer, lambda: make_engine(config))
+
+
+def carry_out(
+    config: RunConfig, folder: Path, observer: Observer, engine_of: Callable[[], Engine]
+) -> list[RunSummary]:
+    """Carry out what of `config` is not yet done in `folder`, with the engine that `engine_of` makes."""
+    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        return _carry_out(config, folder, observer)
+        if config.sweep:
+            write_config(folder, config, sweep=True)
+        return _carry_out(config, folder, observer, engine_of())
 
 
-def _carry_out(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
+def _submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
+    from lowrank_fl.flower.app.submit import Stopped, submit
+
+    try:
+        return submit(config, folder, observer)
+    except Stopped as stop:
+        raise Interrupted(folder, stop.summaries) from None
+
+
+def _carry_out(config: RunConfig, folder: Path, observer: Observer, engine: Engine) -> list[RunSummary]:
     runs = expand(config)
-    engine = make_engine(config)
     data = _DataCache()
     summaries: list[RunSummary] = []
     try:
         for index, (single, swept) in enumerate(runs):
-            path = folder / _run_name(swept) if swept else folder
+            path = folder / run_name(swept)
             summary = _Run(single, path, swept, observer, engine, data).carry_out(index, len(runs))
             if summary is not None:
                 summaries.append(summary)
@@ -114,7 +133,8 @@ class _DataCache:
 
     def load(self, config: RunConfig) -> Examples:
         subset = config.data.max_examples or config.data.max_test_examples
-        key = (config.data, config.partition.kind, config.partition.id_column, subset and config.seed)
+        partition = config.partition
+        key = (config.data, partition.kind, partition.id_column, partition.held_out > 0, subset and config.seed)
         if self._examples is None or key != self._key:
             self._examples = examples_of(config)
             self._key = key
@@ -159,7 +179,10 @@ class _Run:
                 self.observer.note(f"{entry.name} stays as it is: {entry.reason}")
         self.params = sum(parameter.numel() for parameter in model.parameters())
         self.original_params = report.original_params if report else self.params
-        self.transferred_params = sum(tensor.numel() for tensor in transferred(model).values())
+        how = training_of(config, self.path / "clients")
+        self.transferred_params = sum(t.numel() for t in transferred(model, how.personalization).values())
+        # What is each client's own stands in the run's model as all clients begin with it.
+        self.initial = {name: tensor.numpy().copy() for name, tensor in state_of(model).items()}
         folder = RunFolder(self.path, config)
         self.rows = folder.keep_rounds(done)
         self.observer.run_started(
@@ -176,25 +199,32 @@ class _Run:
         )
         for row in self.rows:
             self.observer.round_ended(row)
-        how = training_of(config, self.path / "clients")
         stop: KeyboardInterrupt | LowrankError | None = None
         try:
             grid = self.engine.set_up(config, model, examples, parts, how)
-            state = transferred(model)
+            state = transferred(model, how.personalization)
             # In the model's order, which a file does not keep.
             start = {name: checkpoint.model[name] for name in state} if checkpoint else state
             arrays = to_record(start, shared=self.engine.shared)
             self.arrays = arrays if checkpoint else None
-            strategy = make_strategy(config.strategy, federation, trained_names(model))
+            strategy = make_strategy(config.strategy, federation, trained_names(model, how.personalization))
             if checkpoint:
                 load_strategy_state(strategy, checkpoint.strategy, arrays)
+            wire = Wire(config.codec, config.seed)
+            if checkpoint:
+                wire.load_state(checkpoint.wire)
             for trained in train_rounds(
-                strategy, grid, arrays, federation, Wire(), rounds=config.rounds, seed=config.seed, first=done + 1
+                strategy, grid, arrays, federation, wire, rounds=config.rounds, seed=config.seed, first=done + 1
             ):
-                row = self._evaluate(trained)
+                began = time.perf_counter()
+                if config.partition.held_out:
+                    found = evaluate_by_clients(strategy, grid, trained.arrays, federation, wire, trained.number)
+                else:
+                    found = self._evaluate(trained)
+                row = _row(trained, found, time.perf_counter() - began)
                 folder.add_round(row)
                 carried = strategy_state(strategy)
-                save_checkpoint(self.path, config, Checkpoint(trained.number, to_arrays(trained.arrays), carried))
+                save_checkpoint(self.path, config, Checkpoint(trained.number, to_arrays(trained.arrays), carried, wire.state()))
                 self.rows.append(row)
                 self.arrays = trained.arrays
                 self.observer.round_ended(row)
@@ -209,33 +239,21 @@ class _Run:
 
     def _finish(self, folder: RunFolder, arrays: ArrayRecord, *, interrupted: bool) -> RunSummary:
         """Write what the finished rounds came to."""
-        folder.save_model(to_arrays(arrays), self.config, self.examples)
+        folder.save_model(self.initial | to_arrays(arrays), self.config, self.examples)
         summary = self._summary(interrupted)
         folder.save_summary(summary)
         write_report(self.path, [summary])
         self.observer.run_ended(summary)
         return summary
 
-    def _evaluate(self, trained: TrainedRound) -> RoundRow:
-        began = time.perf_counter()
+    def _evaluate(self, trained: TrainedRound) -> Evaluation:
         accuracy, loss = self.engine.evaluate(trained.arrays)
         if not math.isfinite(loss):
             raise LowrankError(
                 f"the model of round {trained.number} has loss {loss} on the test set; "
                 f"lower federation.lr (now {self.config.federation.lr:g})"
             )
-        return RoundRow(
-            round=trained.number,
-            accuracy=accuracy,
-            loss=loss,
-            train_loss=trained.train_loss,
-            uplink_bytes=trained.uplink_bytes,
-            downlink_bytes=trained.downlink_bytes,
-            total_bytes=trained.uplink_bytes + trained.downlink_bytes,
-            seconds=trained.seconds + time.perf_counter() - began,
-            clients=trained.clients,
-            dropped={str(client): reason for client, reason in trained.dropped.items()},
-        )
+        return Evaluation(accuracy, loss)
 
     def _summary(self, interrupted: bool) -> RunSummary:
         rows, last = self.rows, self.rows[-1]
@@ -256,9 +274,30 @@ class _Run:
             seconds=sum(row.seconds for row in rows),
             interrupted=interrupted,
             swept=self.swept,
+            worst_accuracy=last.worst_accuracy,
+            client_accuracies=last.client_accuracies,
+            evaluation_bytes=sum(row.evaluation_bytes for row in rows),
         )
 
 
-def _run_name(swept: dict[str, Any]) -> str:
-    """The swept values as a folder name: `fedpara-0.1`."""
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(value)) for value in swept.values())
+def _row(trained: TrainedRound, found: Evaluation, seconds: float) -> RoundRow:
+    """The round's line; `seconds` are the evaluation's."""
+    dropped = {str(client): reason for client, reason in trained.dropped.items()}
+    for client, reason in found.dropped.items():
+        before = dropped.get(str(client))
+        dropped[str(client)] = f"{before}; testing: {reason}" if before else f"testing: {reason}"
+    return RoundRow(
+        round=trained.number,
+        accuracy=found.accuracy,
+        loss=found.loss,
+        train_loss=trained.train_loss,
+        uplink_bytes=trained.uplink_bytes,
+        downlink_bytes=trained.downlink_bytes,
+        total_bytes=trained.uplink_bytes + trained.downlink_bytes,
+        seconds=trained.seconds + seconds,
+        clients=trained.clients,
+        dropped=dropped,
+        worst_accuracy=found.worst_accuracy,
+        client_accuracies=found.client_accuracies,
+        evaluation_bytes=found.sent_bytes,
+    )

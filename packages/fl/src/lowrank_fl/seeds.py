@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["model", "partition", "sampling", "client", "data", "held_out", "codec"]
+Purpose = Literal["model", "partition", "sampling", "client", "data", "held_out", "codec", "personal", "server_codec"]
 _PURPOSES: dict[Purpose, int] = {
     "model": 0,
     "partition": 1,
@@ -13,6 +13,8 @@ _PURPOSES: dict[Purpose, int] = {
     "data": 4,
     "held_out": 5,
     "codec": 6,
+    "personal": 7,
+    "server_codec": 8,
 }
 
 

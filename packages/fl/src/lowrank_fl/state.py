@@ -1,9 +1,47 @@
-"""The tensors of a model that travel between server and clients."""
+"""The tensors of a model: which travel between server and clients, and which are each client's own."""
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lowrank_core.factorizations import Hadamard
+from lowrank_core.layers.weight import FactorizedWeight
+from lowrank_fl.config import Kind, RunConfig
+from lowrank_fl.models.build import HEADS
 
-def transferred(model: nn.Module) -> dict[str, Tensor]:
+
+@dataclass(frozen=True)
+class Personalization:
+    """What of a model each client has to itself, and how it trains that.
+
+    pfedpara: the factors of W2 in every W1 ⊙ (W2 + 1) (Hyeon-Woo et al., 2022, Algorithm 2). fedper: the last layer,
+    trained with the rest (Arivazhagan et al., 2019, https://arxiv.org/abs/1912.00818). fedrep: the last layer, trained
+    before the rest (Collins et al., 2021, https://arxiv.org/abs/2102.07078). ditto: a whole model beside the shared one
+    (Li et al., 2021, https://arxiv.org/abs/2012.04221). local: everything. finetune: nothing; the shared model is
+    trained further before each test.
+    """
+
+    kind: Kind = "none"
+    head: str = ""
+    """The name of the model's last layer."""
+    epochs: int = 1
+    """Of the client's own part under fedrep, ditto and finetune."""
+    mu: float = 0.0
+    """Ditto: weight of ½‖v - w‖², v the client's own model and w the one it received."""
+
+
+SHARED = Personalization()
+"""Nothing is any client's own."""
+
+
+def personalization_of(config: RunConfig) -> Personalization:
+    own = config.personalization
+    return Personalization(
+        config.personalized, HEADS[config.model.name], own.epochs or config.federation.epochs, own.mu
+    )
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and floating-point buffers by name, sharing memory with the model.
 
     Counters such as a batch norm's `num_batches_tracked` stay behind: an average of counters means nothing.
@@ -11,6 +49,32 @@ def transferred(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
 
 
-def trained_names(model: nn.Module) -> list[str]:
+def local_names(model: nn.Module, personalization: Personalization) -> frozenset[str]:
+    """The names, among those of `state_of`, of what never leaves a client; a layer's buffers belong to the layer."""
+    if personalization.kind == "local":
+        return frozenset(state_of(model))
+    if personalization.kind in ("fedper", "fedrep"):
+        return frozenset(name for name in state_of(model) if name.startswith(f"{personalization.head}."))
+    if personalization.kind == "pfedpara":
+        return frozenset(
+            f"{path}.{factor}"
+            for path, module in model.named_modules()
+            if isinstance(module, FactorizedWeight)
+            and isinstance(module.factorization, Hadamard)
+            and module.factorization.plus_one
+            for factor in module.factors
+            if factor.endswith("2")
+        )
+    return frozenset()
+
+
+def transferred(model: nn.Module, personalization: Personalization = SHARED) -> dict[str, Tensor]:
+    """What of `state_of` travels between server and clients, in both directions."""
+    local = local_names(model, personalization)
+    return {name: tensor for name, tensor in state_of(model).items() if name not in local}
+
+
+def trained_names(model: nn.Module, personalization: Personalization = SHARED) -> list[str]:
     """The names, among those of `transferred`, of what clients train; the others are statistics."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    local = local_names(model, personalization)
+    return [name for name, p in model.named_parameters() if p.requires_grad and name not in local]

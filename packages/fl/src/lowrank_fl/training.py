@@ -1,7 +1,8 @@
 """What a client does with a model, and how a model is tested: torch alone, no Flower."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
-from lowrank_fl.config import FederationConfig
+from lowrank_fl.config import CodecConfig, FederationConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.drift import Drift
-from lowrank_fl.seeds import derive_seed
-from lowrank_fl.state import transferred
+from lowrank_fl.seeds import Purpose, derive_seed
+from lowrank_fl.state import SHARED, Personalization, local_names, state_of
 
 # Evaluation always runs over the same slices, so that who evaluates them changes no sum.
 EVALUATION_BATCH = 500
@@ -31,7 +32,15 @@ class LocalTraining:
     device: str
     threads: int
     state_folder: Path | None = None
-    """Where clients keep what they know from earlier rounds, for the strategies that ask for it."""
+    """Where clients keep what they know from earlier rounds: their own part of a model, a strategy's variates."""
+    personalization: Personalization = SHARED
+    codec: CodecConfig = CodecConfig()  # frozen
+
+    def folder(self, name: str) -> Path:
+        """The folder of that name for what clients keep."""
+        if self.state_folder is None:
+            raise LowrankError("these clients keep something between rounds; give them a folder for it (state_folder)")
+        return self.state_folder / name
 
 
 def backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float, jacobian_lambda: float) -> Tensor:
@@ -50,6 +59,27 @@ def backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float, jacobi
         # One by one, which comes to the same: all weights' graphs at once are another 600 MB for VGG16.
         (jacobian_lambda * jacobian_correction([weight], lr)).backward()
     return loss.detach()
+
+
+@contextmanager
+def training_only(model: nn.Module, names: Collection[str] | None) -> Generator[None]:
+    """Inside the block no parameter outside `names` is trained, and a norm's statistics outside them are put back
+    after it; without names everything is trained.
+    """
+    if names is None:
+        yield
+        return
+    frozen = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+    statistics = [(buffer, buffer.clone()) for name, buffer in model.named_buffers() if name not in names]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for buffer, before in statistics:
+            buffer.copy_(before)
 
 
 class SGD:
@@ -81,6 +111,16 @@ class SGD:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """How a model answered one client's held-out examples."""
+
+    examples: int
+    accuracy: float
+    loss: float
+    """Mean cross-entropy."""
+
+
+@dataclass(frozen=True)
 class Trained:
     """What one client's training came to."""
 
@@ -101,43 +141,65 @@ class Trainer:
             for parameter in self.model.parameters():
                 if parameter.dim() == 4:  # Module.to would refuse the factors of a Kronecker kernel, which have five
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.state = transferred(self.model)
+        self.state = state_of(self.model)
+        self.local = local_names(self.model, how.personalization)
         self.examples = examples
         self.parts = parts
 
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Copy a model received from the server into the resident one."""
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """What travels of the resident model."""
+        return {name: tensor for name, tensor in self.state.items() if name not in self.local}
+
+    def load(self, tensors: Mapping[str, np.ndarray] | Mapping[str, Tensor]) -> None:
+        """Copy a model, or a part of one, into the resident one."""
         with torch.no_grad():
-            for name, tensor in self.state.items():
-                tensor.copy_(torch.from_numpy(arrays[name]))
+            for name, tensor in tensors.items():
+                self.state[name].copy_(torch.as_tensor(tensor))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The parameters that training changes and that travel, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad and name not in self.local}
 
-    def train(self, client: int, round_number: int, lr: float, drift: Drift | None = None) -> Trained:
+    def train(
+        self,
+        client: int,
+        round_number: int,
+        lr: float,
+        drift: Drift | None = None,
+        *,
+        only: Collection[str] | None = None,
+        epochs: int | None = None,
+        stream: Purpose = "client",
+    ) -> Trained:
         """Train the loaded model on one client's examples by SGD.
 
-        Everything random comes from (seed, round, client).
+        Everything random comes from (seed, stream, round, client). A drift corrects what travels alone.
+
+        only: the names of what may change; everything if not given.
+        epochs: `federation.epochs` if not given.
 
         Raises:
             LowrankError: the loss is no longer a number.
         """
+        self._seed(derive_seed(self.how.seed, stream, round_number, client))
+        with training_only(self.model, only):
+            return self._train(client, round_number, lr, drift, epochs or self.how.federation.epochs)
+
+    def _train(self, client: int, round_number: int, lr: float, drift: Drift | None, epochs: int) -> Trained:
         federation = self.how.federation
-        self._seed(derive_seed(self.how.seed, "client", round_number, client))
         rows = torch.from_numpy(self.parts.train[client])
         inputs = self._prepare(self.examples.inputs[rows])
         labels = self.examples.labels[rows].to(self.device)
-        named = self.trainable()
-        parameters = list(named.values())
-        correct = _correction(named, drift) if drift else None
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        correct = _correction(self.trainable(), drift) if drift else None
         sgd = SGD(parameters, lr, federation.momentum, federation.weight_decay)
         strength = self.how.jacobian_lambda
         self.model.train()
         self.model.zero_grad()
         total = torch.zeros((), device=self.device)
         steps = 0
-        for _ in range(federation.epochs):
+        for _ in range(epochs):
             total.zero_()
             order = torch.randperm(len(labels)).to(self.device)
             for batch in order.split(federation.batch_size):
@@ -154,14 +216,26 @@ class Trainer:
             )
         return Trained(len(labels), loss, steps)
 
-    @torch.inference_mode()
     def evaluate(self, start: int) -> tuple[int, float]:
         """Correct answers and summed loss of the loaded model on one slice of the server's test set."""
-        examples = self.examples
         stop = start + EVALUATION_BATCH
+        return self._answer(self.examples.test_inputs[start:stop], self.examples.test_labels[start:stop])
+
+    def test(self, client: int) -> Tested:
+        """How the loaded model answers the examples that a client holds out."""
+        rows = torch.from_numpy(self.parts.held_out[client])
+        answers = [
+            self._answer(self.examples.inputs[part], self.examples.labels[part])
+            for part in rows.split(EVALUATION_BATCH)
+        ]
+        count = len(rows)
+        return Tested(count, sum(right for right, _ in answers) / count, sum(loss for _, loss in answers) / count)
+
+    @torch.inference_mode()
+    def _answer(self, inputs: Tensor, labels: Tensor) -> tuple[int, float]:
         self.model.eval()
-        labels = examples.test_labels[start:stop].to(self.device)
-        logits = self.model(self._prepare(examples.test_inputs[start:stop]))
+        labels = labels.to(self.device)
+        logits = self.model(self._prepare(inputs))
         loss = F.cross_entropy(logits, labels, reduction="sum").item()
         return int((logits.argmax(1) == labels).sum()), loss
 
@@ -178,8 +252,10 @@ class Trainer:
 
 
 def _correction(parameters: Mapping[str, nn.Parameter], drift: Drift) -> Callable[[], None]:
-    """What adds a drift's correction to the gradients; the model as it is now is the one that was received."""
-    start = {name: p.detach().clone() for name, p in parameters.items()} if drift.proximal else {}
+    """What adds a drift's correction to the gradients."""
+    start: Mapping[str, Tensor] = {}
+    if drift.proximal:
+        start = drift.received or {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def correct() -> None:

@@ -27,7 +27,8 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
     """Examples from `data.path`: parquet files in the hub's layout, or class folders of pictures.
 
     The test examples are the split `test`, else `validation`, else every fifth training example
-    of each class. Classes are those that occur in training.
+    of each class; none of the last where clients hold examples out themselves. Classes are those
+    that occur in training.
 
     Raises:
     ------
@@ -48,7 +49,9 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
     train_values, test_values = (_values(splits, split, label, data.path) for split in (train, test or train))
     train_labels, test_labels, classes = number_classes(train_values, test_values, names)
     train_rows, test_rows = np.arange(len(train_labels)), np.arange(len(test_labels))
-    if test is None:
+    if test is None and partition.held_out:
+        test, test_rows = train, test_rows[:0]
+    elif test is None:
         test, mask = train, held_out(train_labels)
         train_rows, test_rows = np.flatnonzero(~mask), np.flatnonzero(mask)
         if len(test_rows) == 0:

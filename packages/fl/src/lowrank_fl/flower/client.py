@@ -8,35 +8,40 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from lowrank_core import LowrankError
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
+from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
+from lowrank_fl.personal import Personal
 from lowrank_fl.training import Trainer
 
 
 def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], ArrayRecord]) -> ClientApp:
-    """A ClientApp that trains with `trainer`, as the client that the message names.
+    """A ClientApp that trains and tests with `trainer`, as the client that the message names.
 
-    A training message carries the model as `arrays`, and a ConfigRecord `config` with the number of the `client` (the
-    node's `partition-id` if not given, because a node may host one client or several), `server-round`, `lr` and, under
-    FedProx, `proximal-mu`, under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's control variate as `control`. The
-    reply carries the trained model as `arrays`, the change of the client's control variate as `control` under SCAFFOLD,
-    and as `metrics` the weight `num-examples` and the `loss`; `reply` makes the record of a trained model.
+    A training message carries what is shared of the model as `arrays`, and a ConfigRecord `config` with the number of
+    the `client` (the node's `partition-id` if not given, because a node may host one client or several),
+    `server-round`, `lr` and, under FedProx, `proximal-mu`, under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's
+    control variate as `control`. The reply carries the trained `arrays`, under SCAFFOLD the change of the client's
+    control variate as `control`, and as `metrics` the weight `num-examples` and the `loss`; `reply` makes the record
+    of the trained arrays.
+
+    An evaluation message carries `arrays`, `client`, `server-round` and `lr` likewise; the reply's `metrics` are
+    `num-examples`, `accuracy` and `loss` on what the client holds out.
     """
-    app = ClientApp()
+    how = trainer.how
+    encoded = not how.codec.up == how.codec.down == "none"
+    app = ClientApp(mods=[codec_mod(how.codec, how.seed, how.state_folder)] if encoded else [])
+    personal = Personal(trainer)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         arrays = message.content.array_records
-        config = message.content.config_records["config"]
-        client = _integer(config.get("client", context.node_config.get("partition-id")))
-        round_number = _integer(config["server-round"])
-        lr = _number(config["lr"])
-        trainer.load(to_arrays(arrays["arrays"]))
-        rule = _Rule(trainer, client, round_number, arrays, config)
-        trained = trainer.train(client, round_number, lr, rule.drift)
-        content = RecordDict({"arrays": reply(trainer.state)})
+        client, round_number, lr = _named(message, context)
+        personal.begin(to_arrays(arrays["arrays"]), client, round_number, lr)
+        rule = _Rule(trainer, client, round_number, arrays, message.content.config_records["config"])
+        trained = personal.train(client, round_number, lr, rule.drift)
+        content = RecordDict({"arrays": reply(trainer.shared)})
         if rule.keeps_state:
             change = rule.finish(trained.steps, lr)
             if change is not None:
@@ -44,7 +49,22 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
         content["metrics"] = MetricRecord({"num-examples": trained.examples, "loss": trained.loss})
         return Message(content, reply_to=message)
 
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client, round_number, lr = _named(message, context)
+        personal.begin_test(to_arrays(message.content.array_records["arrays"]), client, round_number, lr)
+        tested = trainer.test(client)
+        metrics = {"num-examples": tested.examples, "accuracy": tested.accuracy, "loss": tested.loss}
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
     return app
+
+
+def _named(message: Message, context: Context) -> tuple[int, int, float]:
+    """The client, round and learning rate that a message means."""
+    config = message.content.config_records["config"]
+    client = _integer(config.get("client", context.node_config.get("partition-id")))
+    return client, _integer(config["server-round"]), _number(config["lr"])
 
 
 class _Rule:
@@ -53,22 +73,20 @@ class _Rule:
     def __init__(self, trainer: Trainer, client: int, round_number: int, arrays: Any, config: Any) -> None:
         self.trainer, self.client, self.round_number = trainer, client, round_number
         self.alpha = _number(config.get("feddyn-alpha", 0.0))
-        self.control: dict[str, Tensor] = {}
+        self.control: dict[str, Tensor] | None = None
         if "control" in arrays:
             received = to_arrays(arrays["control"])
             self.control = {name: torch.from_numpy(value).to(trainer.device) for name, value in received.items()}
-        self.keeps_state = bool(self.control or self.alpha)
+        self.keeps_state = self.control is not None or bool(self.alpha)
         mu = _number(config.get("proximal-mu", 0.0))
         self.drift = Drift(proximal=mu) if mu else None
         if not self.keeps_state:
             return
-        if trainer.how.state_folder is None:
-            raise LowrankError("this strategy has clients keep a state between rounds; give them a folder for it")
-        self.states = ClientStates(trainer.how.state_folder)
+        self.states = ClientStates(trainer.how.folder("strategy"))
         kept = self.states.load(client, round_number)
         self.own = {name: tensor.to(trainer.device) for name, tensor in kept.items()}
         self.received = {name: p.detach().clone() for name, p in trainer.trainable().items()}
-        if self.control:
+        if self.control is not None:
             self.drift = scaffold_drift(self.control, self.own)
         else:
             self.drift = feddyn_drift(self.own, self.alpha)
@@ -76,7 +94,7 @@ class _Rule:
     def finish(self, steps: int, lr: float) -> dict[str, Tensor] | None:
         """Keep the client's new state; for SCAFFOLD, the change of its control variate, which travels."""
         trained = self.trainer.trainable()
-        if not self.control:
+        if self.control is None:
             self.states.save(
                 self.client, self.round_number, feddyn_gradient(self.own, self.received, trained, self.alpha)
             )

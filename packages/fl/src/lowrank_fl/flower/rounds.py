@@ -12,8 +12,9 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from lowrank_core import LowrankError
-from lowrank_fl.config import FederationConfig, StrategyConfig
-from lowrank_fl.flower.grid import LocalGrid, client_of
+from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
+from lowrank_fl.flower.codecs import codec_mod
+from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
 from lowrank_fl.flower.records import ArrayRecord, to_record
 from lowrank_fl.flower.screening import screen
 from lowrank_fl.flower.strategies import make_strategy
@@ -57,7 +58,7 @@ def train_rounds(
     """
     for number in range(first, rounds + 1):
         began = time.perf_counter()
-        config = ConfigRecord({"lr": federation.lr * federation.lr_decay ** (number - 1)})
+        config = ConfigRecord({"lr": federation.lr_in(number)})
         # Flower's strategies sample with Python's global generator.
         random.seed(derive_seed(seed, "sampling", number))
         exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid))
@@ -95,16 +96,26 @@ def measure_round(
     federation: FederationConfig,
     state: Mapping[str, Tensor],
     parameters: Sequence[str],
+    wire: Wire,
+    number: int = 1,
 ) -> tuple[int, int]:
-    """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes."""
+    """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes.
+
+    Under codec.down topk they depend on the rounds before, which go over the same `wire`: after one they are those of a
+    client that takes part in every round.
+    """
     arrays = to_record(state, shared=False)
-
-    def reply(messages: Sequence[Message]) -> list[Message]:
-        metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
-        # A client answers every array record it gets with one like it.
-        return [Message(RecordDict({**m.content.array_records, "metrics": metrics}), reply_to=m) for m in messages]
-
-    grid = LocalGrid(federation.clients, reply, shared=False)
+    grid = LocalGrid(federation.clients, lambda sent: [Message(answer, reply_to=m) for m in sent], shared=False)
     strategy = make_strategy(config, federation, parameters)
-    exchange = Wire().exchange(grid, strategy.configure_train(1, arrays, ConfigRecord({"lr": 0.1}), grid))
+    random.seed(0)  # the same clients in every round
+    messages = list(strategy.configure_train(number, arrays, ConfigRecord({"lr": 0.1}), grid))
+    answer = _answer(messages[0], wire.codec)
+    exchange = wire.exchange(grid, messages)
     return exchange.downlink_bytes, exchange.uplink_bytes
+
+
+def _answer(message: Message, codec: CodecConfig) -> RecordDict:
+    """A client's reply, which has a record like every one it gets; its size does not depend on the numbers."""
+    metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
+    content = RecordDict({**message.content.array_records, "metrics": metrics})
+    return codec_mod(codec, 0)(message, make_context(0, 1), lambda m, _: Message(content, reply_to=m)).content

@@ -1,6 +1,6 @@
 """Replies that no server should average: errors, other arrays than were sent, numbers that are none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flwr.app
 import numpy as np
@@ -10,8 +10,15 @@ from flwr.app import Message
 from lowrank_fl.flower.grid import client_of
 
 
-def screen(replies: Sequence[Message], messages: Sequence[Message]) -> tuple[list[Message], dict[int, str]]:
-    """The replies that can be used, in their order; and why the other clients' cannot, or that none came."""
+def screen(
+    replies: Sequence[Message],
+    messages: Sequence[Message],
+    fault: Callable[[Message, Message], str | None] | None = None,
+) -> tuple[list[Message], dict[int, str]]:
+    """The replies that can be used, in their order; and why the other clients' cannot, or that none came.
+
+    fault: what is wrong with a reply that is no error, given the message it answers; that of training if not given.
+    """
     sent = {message.metadata.dst_node_id: message for message in messages}
     sound: list[Message] = []
     dropped: dict[int, str] = {}
@@ -21,7 +28,10 @@ def screen(replies: Sequence[Message], messages: Sequence[Message]) -> tuple[lis
         if node not in sent or node in answered:
             continue  # nobody asked, or nobody asked twice
         answered.add(node)
-        reason = _fault(reply, sent[node])
+        if reply.has_error():
+            reason = reply.error.reason or f"error code {reply.error.code}"
+        else:
+            reason = (fault or _fault)(reply, sent[node])
         if reason:
             dropped[client_of(node)] = reason
         else:
@@ -32,8 +42,6 @@ def screen(replies: Sequence[Message], messages: Sequence[Message]) -> tuple[lis
 
 
 def _fault(reply: Message, message: Message) -> str | None:
-    if reply.has_error():
-        return reply.error.reason or f"error code {reply.error.code}"
     expected, given = message.content.array_records, reply.content.array_records
     if list(given) != list(expected):
         return f"it sent the arrays {', '.join(given) or 'none'} instead of {', '.join(expected)}"

@@ -108,7 +108,8 @@ class Workers:
         self._check_shared_memory(model, examples, how)
         self._examples = examples
         messages = 1 + how.federation.clients_per_round
-        slots = torch.empty(messages, lay_out(transferred(model))[1], dtype=torch.uint8).share_memory_()
+        _, size = lay_out(transferred(model, how.personalization))
+        slots = torch.empty(messages, size, dtype=torch.uint8).share_memory_()
         map_slots(slots)
         # The model goes by value, so that no worker trains in another's memory; the rest goes by reference.
         job = (pickle.dumps(model), examples, parts, how, slots)

@@ -34,6 +34,15 @@ EXCEPTIONS: dict[str, Exceptions] = {
     "lstm": Exceptions(exclude=("decoder",)),
 }
 
+# The last layer of each network, which the personalised methods of FedPer's family leave with the clients.
+HEADS: dict[str, str] = {
+    "cnn": "head",
+    "mlp": "fc2",
+    "vgg16": "classifier.6",
+    "resnet18": "fc",
+    "lstm": "decoder",
+}
+
 
 def build_model(
     config: ModelConfig, input_shape: tuple[int, ...], num_classes: int, *, seed: int

@@ -22,7 +22,7 @@ from lowrank_fl.flower.strategies.scaffold import Scaffold
 
 
 def make_strategy(config: StrategyConfig, federation: FederationConfig, parameters: Sequence[str]) -> Strategy:
-    """The strategy of that name, sampling `clients_per_round` clients a round; clients are not asked to evaluate.
+    """The strategy of that name: `clients_per_round` sampled clients train, and all test where they are asked to.
 
     fedavg: McMahan et al., 2017. fedavgm: Hsu et al., 2019. fedprox: Li et al., 2020. fedadam, fedyogi, fedadagrad:
     Reddi et al., 2021. scaffold: Karimireddy et al., 2020. feddyn: Acar et al., 2021. fedmedian, fedtrimmedavg: Yin et
@@ -34,7 +34,7 @@ def make_strategy(config: StrategyConfig, federation: FederationConfig, paramete
     # Flower rounds clients x fraction down, so the exact number goes in as the least to sample.
     sampling = {
         "fraction_train": sampled / clients,
-        "fraction_evaluate": 0.0,
+        "min_evaluate_nodes": clients,
         "min_train_nodes": sampled,
         # Flower waits for a second client otherwise, and in a federation of one none will come.
         "min_available_nodes": sampled,
