@@ -1,0 +1,191 @@
+"""A fine-tuning run as data: every key of a run's YAML file, its type, its bounds and its default."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NumberFromZero = Annotated[float, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=16, multiple_of=8)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class BaseConfig(Section):
+    """What is fine-tuned."""
+
+    path: str = "tiny"
+    """A diffusers folder or hub id of an SDXL, or `tiny`, which is shipped with this package."""
+    vae: str | None = None
+    """A VAE of its own, as folder or hub id; SDXL's is not fit for fp16."""
+    revision: str | None = None
+    """Of the hub's repository."""
+
+
+class DataConfig(Section):
+    """Which captioned pictures, and how they are cut."""
+
+    path: str = "quickstart"
+    """A folder of pictures with .txt captions or metadata.jsonl, a folder or file of parquet, a hub id; or
+    `quickstart`, pictures that this package draws."""
+    image_key: str | None = None
+    caption_key: str | None = None
+    """The columns; found by their types when not given."""
+    caption: str | None = None
+    """One caption for every picture that has none."""
+    resolution: Pixels = 1024
+    """Pictures have about so many pixels squared, whatever their shape."""
+    buckets: bool = True
+    """Keep each picture near its own shape; off, all are square."""
+    bucket_step: Pixels = 64
+    """Sides are multiples of this."""
+    max_aspect: Annotated[float, Field(ge=1)] = 2.0
+    """The longer side is at most so many times the shorter."""
+    crop: Literal["centre", "random"] = "centre"
+    flip: Fraction = 0.0
+    """The chance that a picture is mirrored."""
+    background: str = "white"
+    """What lies behind transparent pictures: a colour's name or #rrggbb."""
+    repeats: PositiveInt = 1
+    """How often an epoch shows each picture."""
+    caption_dropout: Fraction = 0.1
+    """The chance that a caption is left out, which guidance needs."""
+    dropped_caption: Literal["zeros", "empty"] = "zeros"
+    """What stands for it: zeros, as diffusers' pipeline has it, or the encoded empty text, as ComfyUI has it."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of pictures kept for the validation loss; at least one where above 0."""
+    tolerated_broken: Fraction = 0.0
+    """The share of pictures that may be unreadable; they are named and left out."""
+    max_images: PositiveInt | None = None
+    """Only the first so many after a seeded shuffle."""
+
+
+class AdapterSettings(Section):
+    """What is trained in place of the weights."""
+
+    method: Literal["lora", "loha", "lokr", "adalora"] = "loha"
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8.0
+    target: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
+    """The UNet's layers: name suffixes, a regular expression, or `all-linear`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    factor: Annotated[int, Field(ge=-1)] = -1
+    """LoKr: the size of the smaller Kronecker side; -1 takes the two sides as alike as can be."""
+    target_rank: PositiveInt | None = None
+    """AdaLoRA: the mean rank at the end; half of `rank` when not given."""
+    text_encoders: bool = False
+    """Train an adapter on both text encoders too."""
+    text_target: list[str] | str = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    init_from: str | None = None
+    """Go on from the adapter in this PEFT folder or file."""
+
+
+class TrainConfig(Section):
+    """How."""
+
+    steps: PositiveInt = 1000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 1
+    """Pictures of one process in one forward."""
+    accumulate: PositiveInt = 1
+    """Forwards of one optimizer step."""
+    lr: PositiveFloat = 1e-4
+    text_lr: PositiveFloat | None = None
+    """Of the text encoders' adapters; `lr` if not given."""
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor"] = "adamw"
+    weight_decay: NumberFromZero = 1e-2
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: NonNegativeInt = 0
+    """Steps over which the rate rises from nothing."""
+    clip: NumberFromZero = 1.0
+    """Largest norm of all gradients together; 0 does not clip."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the frozen base and of products; factors are fp32."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    compile: bool = False
+    """Compile the UNet's repeated blocks."""
+    device: str = "auto"
+    processes: PositiveInt = 1
+    """Processes on this machine, each with a device of its own."""
+    checkpoint_every: PositiveInt = 250
+    keep_checkpoints: PositiveInt = 2
+    loss_limit: PositiveFloat = 10.0
+    """Training stops where the mean loss of twenty steps lies above this."""
+
+
+class LossConfig(Section):
+    """What a step makes smaller."""
+
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """The scheduler's own if not given."""
+    min_snr_gamma: PositiveFloat | None = None
+    """Min-SNR weighting (Hang et al., 2023); the paper's value is 5."""
+    noise_offset: NumberFromZero = 0.0
+    """A common shift of each channel's noise."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that its last step is pure noise (Lin et al., 2023); for v-prediction."""
+
+    @model_validator(mode="after")
+    def _zero_snr_predicts_v(self) -> "LossConfig":
+        if self.zero_terminal_snr and self.prediction != "v_prediction":
+            raise ValueError("zero_terminal_snr needs prediction: v_prediction, because pure noise tells nothing of it")
+        return self
+
+
+class CacheConfig(Section):
+    """What is computed once."""
+
+    latents: Literal["none", "memory", "disk"] = "memory"
+    text: Literal["none", "memory", "disk"] = "memory"
+    folder: str | None = None
+    """Of the cache on disk; a folder in lowrank's own cache if not given."""
+
+
+class SampleConfig(Section):
+    """Pictures made on the way."""
+
+    prompts: list[str] = []
+    negative: str = ""
+    every: PositiveInt = 250
+    """Steps between two grids; one more comes before the first step and one after the last."""
+    steps: PositiveInt = 25
+    guidance: NumberFromZero = 5.0
+    seed: NonNegativeInt = 0
+
+
+class TrackConfig(Section):
+    """Who else is told."""
+
+    validate_every: PositiveInt = 50
+    """Steps between two validation losses, always of the same noise and time steps."""
+    tensorboard: bool = False
+
+
+class DiffusionConfig(Section):
+    """One fine-tuning run."""
+
+    name: str = "adapter"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    base: BaseConfig = BaseConfig()
+    data: DataConfig = DataConfig()
+    adapter: AdapterSettings = AdapterSettings()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    cache: CacheConfig = CacheConfig()
+    sample: SampleConfig = SampleConfig()
+    track: TrackConfig = TrackConfig()
+
+    @model_validator(mode="after")
+    def _text_is_trained_or_cached(self) -> "DiffusionConfig":
+        if self.adapter.text_encoders and self.cache.text != "none":
+            raise ValueError("adapter.text_encoders trains what cache.text would keep; set cache.text: none")
+        return self
+
+    @model_validator(mode="after")
+    def _crops_are_cached_once(self) -> "DiffusionConfig":
+        if self.data.crop == "random" and self.cache.latents != "none":
+            raise ValueError("data.crop: random cuts anew each time; set cache.latents: none, or data.crop: centre")
+        return self
