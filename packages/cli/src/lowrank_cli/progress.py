@@ -62,7 +62,12 @@ class _Lines(_Silent):
 
     def run_ended(self, summary: RunSummary) -> None:
         sent = f"{three_digits(summary.total_bytes / 1e6)} MB in {summary.seconds:.1f} s"
-        self._print(f"{self._title}: accuracy {summary.accuracy:.2%} after {summary.rounds} rounds, {sent}")
+        accuracy = f"accuracy {summary.accuracy:.2%}"
+        if summary.worst_accuracy is not None:
+            accuracy = (
+                f"mean accuracy of clients {summary.accuracy:.2%}, of the worst tenth {summary.worst_accuracy:.2%},"
+            )
+        self._print(f"{self._title}: {accuracy} after {summary.rounds} rounds, {sent}")
 
     def _print(self, text: str) -> None:
         typer.echo(text, err=True)
@@ -103,7 +108,8 @@ class _Live(_Lines):
         self._seconds += row.seconds
         rounds_left = self._rounds - row.round
         until = time.monotonic() + self._seconds / row.round * rounds_left if rounds_left else None
-        quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}  {three_digits(self._sent / 1e6)} MB"
+        worst = "" if row.worst_accuracy is None else f" (worst tenth {row.worst_accuracy:.1%})"
+        quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}{worst}  {three_digits(self._sent / 1e6)} MB"
         self._progress.update(self._task, completed=row.round, quality=quality, until=until)
 
     def _print(self, text: str) -> None:

@@ -73,7 +73,9 @@ def _as_tree(summaries: Sequence[RunSummary], *, is_sweep: bool) -> dict[str, An
 def _print_table(summaries: Sequence[RunSummary]) -> None:
     reached = bytes_to_originals(summaries)
     # The lines of the headers are cut so that a sweep fits into 80 columns.
-    columns = ["run", "params", "of\noriginal", "accuracy", "loss", "MB\nup", "MB\ndown", "MB\ntotal"]
+    by_clients = any(summary.worst_accuracy is not None for summary in summaries)
+    quality = ["clients'\naccuracy", "worst\ntenth"] if by_clients else ["accuracy"]
+    columns = ["run", "params", "of\noriginal", *quality, "loss", "MB\nup", "MB\ndown", "MB\ntotal"]
     if reached is not None:
         columns.append(f"MB to\noriginal\n- {100 * MARGIN:.0f} pts")
     table = make_table([*columns, "s"])
@@ -85,6 +87,7 @@ def _print_table(summaries: Sequence[RunSummary]) -> None:
             f"{summary.params / 1e6:.2f}M" if summary.params >= 1e6 else f"{summary.params:,}",
             f"{summary.params / summary.original_params:.1%}",
             f"{summary.accuracy:.2%}",
+            *([f"{summary.worst_accuracy:.2%}" if summary.worst_accuracy is not None else ""] if by_clients else []),
             f"{summary.loss:.3f}",
             *(three_digits(sent / 1e6) for sent in (summary.uplink_bytes, summary.downlink_bytes, summary.total_bytes)),
         ]
