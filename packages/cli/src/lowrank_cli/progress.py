@@ -64,9 +64,7 @@ class _Lines(_Silent):
         sent = f"{three_digits(summary.total_bytes / 1e6)} MB in {summary.seconds:.1f} s"
         accuracy = f"accuracy {summary.accuracy:.2%}"
         if summary.worst_accuracy is not None:
-            accuracy = (
-                f"mean accuracy of clients {summary.accuracy:.2%}, of the worst tenth {summary.worst_accuracy:.2%},"
-            )
+            accuracy = f"mean accuracy over clients {summary.accuracy:.2%} (worst tenth {summary.worst_accuracy:.2%})"
         self._print(f"{self._title}: {accuracy} after {summary.rounds} rounds, {sent}")
 
     def _print(self, text: str) -> None:
