@@ -165,7 +165,7 @@ def test_every_round_samples_the_configured_number_of_clients_and_leaves_pythons
 
 
 def measured(config, federation, model):
-    return measure_round(config, federation, transferred(model), trained_names(model))
+    return measure_round(config, federation, transferred(model), trained_names(model), Wire())
 
 
 def test_a_federation_may_have_one_client():

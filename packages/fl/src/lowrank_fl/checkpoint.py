@@ -19,7 +19,7 @@ _FILE = Path("checkpoint", "state.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The model after `round`, and what the strategy carries over to the next.
+    """The model after `round`, and what strategy and codecs carry over to the next.
 
     Everything random in a round follows from (seed, round, client), so there is no generator to save; what clients
     keep, they keep themselves, by round.
@@ -28,12 +28,14 @@ class Checkpoint:
     round: int
     model: Mapping[str, np.ndarray]
     strategy: Mapping[str, np.ndarray]
+    wire: Mapping[str, np.ndarray]
 
 
 def save_checkpoint(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> None:
     """Replace the folder's checkpoint by this one, whole or not at all."""
     tensors = {f"model/{name}": value for name, value in checkpoint.model.items()}
     tensors |= {f"strategy/{name}": value for name, value in checkpoint.strategy.items()}
+    tensors |= {f"wire/{name}": value for name, value in checkpoint.wire.items()}
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     path = folder / _FILE
     path.parent.mkdir(exist_ok=True)
@@ -64,7 +66,7 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         )
     parts = {
         part: {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
-        for part in ("model", "strategy")
+        for part in ("model", "strategy", "wire")
     }
     return Checkpoint(int(about["round"]), **parts)
 

@@ -64,4 +64,5 @@ def training_of(config: RunConfig, folder: Path) -> LocalTraining:
         config.engine.threads,
         folder,
         personalization_of(config),
+        config.codec,
     )

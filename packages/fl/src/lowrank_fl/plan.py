@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core.candidates import LeftEntry
 from lowrank_core.replacement import FactorizedEntry, FactorizeReport
@@ -16,6 +16,7 @@ from lowrank_fl.flops import CountFlops, Undrawn
 from lowrank_fl.flower.engines import worker_count
 from lowrank_fl.flower.evaluation import measure_evaluation
 from lowrank_fl.flower.rounds import measure_round
+from lowrank_fl.flower.wire import Wire
 from lowrank_fl.load import expand
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device
@@ -100,8 +101,7 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     params = sum(parameter.numel() for parameter in model.parameters())
     personalization = personalization_of(config)
     state = transferred(model, personalization)
-    downlink, uplink = measure_round(config.strategy, federation, state, trained_names(model, personalization))
-    evaluation = measure_evaluation(config.strategy, federation, state) if config.partition.held_out else 0
+    downlink, uplink, evaluation = _measure(config, state, trained_names(model, personalization))
     model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     held = _trained_examples(config, data)
     steps = math.ceil(held / federation.batch_size)
@@ -134,6 +134,17 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
         layers=report.changed if report else (),
         left=report.left if report else (),
     )
+
+
+def _measure(config: RunConfig, state: Mapping[str, Tensor], parameters: Sequence[str]) -> tuple[int, int, int]:
+    """A round's bytes down and up, and of having clients test; after a round before it, where that makes a difference."""
+    wire = Wire(config.codec, config.seed)
+    downlink = uplink = evaluation = 0
+    for number in (1, 2) if config.codec.down == "topk" else (1,):
+        downlink, uplink = measure_round(config.strategy, config.federation, state, parameters, wire, number)
+        if config.partition.held_out:
+            evaluation = measure_evaluation(config.strategy, config.federation, state, wire, number)
+    return downlink, uplink, evaluation
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,10 @@ class _Run:
                     found = self._evaluate(trained)
                 row = _row(trained, found, time.perf_counter() - began)
                 folder.add_round(row)
-                carried = strategy_state(strategy)
-                save_checkpoint(self.path, config, Checkpoint(trained.number, to_arrays(trained.arrays), carried, wire.state()))
+                carried = Checkpoint(
+                    trained.number, to_arrays(trained.arrays), strategy_state(strategy), wire.state()
+                )
+                save_checkpoint(self.path, config, carried)
                 self.rows.append(row)
                 self.arrays = trained.arrays
                 self.observer.round_ended(row)

@@ -1,6 +1,6 @@
 """Every client tests the shared model, with what it has of its own, on the examples it holds out."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import flwr.app
@@ -57,8 +57,13 @@ def evaluate_by_clients(
     )
 
 
-def measure_evaluation(config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor]) -> int:
-    """The bytes, both ways, of one evaluation of a model like `state`, from the messages the strategy really makes."""
+def measure_evaluation(
+    config: StrategyConfig, federation: FederationConfig, state: Mapping[str, Tensor], wire: Wire, number: int = 1
+) -> int:
+    """The bytes, both ways, of one evaluation of a model like `state`, from the messages the strategy really makes.
+
+    wire: what the rounds before went over, on which the bytes depend under codec.down topk.
+    """
 
     def reply(messages: Sequence[Message]) -> list[Message]:
         metrics = MetricRecord({"num-examples": 1, "accuracy": 0.0, "loss": 0.0})
@@ -67,15 +72,15 @@ def measure_evaluation(config: StrategyConfig, federation: FederationConfig, sta
     grid = LocalGrid(federation.clients, reply, shared=False)
     strategy = make_strategy(config, federation, [])
     arrays, config_record = to_record(state, shared=False), ConfigRecord({"lr": federation.lr})
-    exchange = Wire().exchange(grid, strategy.configure_evaluate(1, arrays, config_record, grid))
+    exchange = wire.exchange(grid, strategy.configure_evaluate(number, arrays, config_record, grid))
     return exchange.uplink_bytes + exchange.downlink_bytes
 
 
 def _fault(reply: Message, _: Message) -> str | None:
     metrics = reply.content.metric_records.get("metrics")
-    for name in ("accuracy", "loss"):
+    for name, most in (("accuracy", 1.0), ("loss", sys.float_info.max)):
         value = metrics.get(name) if metrics else None
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not 0 <= value <= most:
             return f"it reports the {name} {value}"
     return None
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-import flwr.app
 import numpy as np
 import torch
 from flwr.app import Message
 
+from lowrank_fl.codecs import Undecodable
+from lowrank_fl.flower.codecs.content import read
 from lowrank_fl.flower.grid import client_of
+from lowrank_fl.packing import Arrays
 
 
 def screen(
@@ -53,17 +55,20 @@ def _fault(reply: Message, message: Message) -> str | None:
         like = expected[key]
         if list(record) != list(like):
             return f"the arrays of {key} have other names than were sent"
-        for name, array in record.items():
-            if tuple(array.shape) != tuple(like[name].shape) or array.dtype != like[name].dtype:
-                return f"{key}/{name} is {array.dtype} {tuple(array.shape)}, not {like[name].dtype} {like[name].shape}"
-        if not _finite(record):
+        try:
+            arrays = read(record)
+        except Undecodable as error:
+            return f"{key}/{error}"
+        for name, values in arrays.items():
+            if values.shape != tuple(like[name].shape) or str(values.dtype) != like[name].dtype:
+                return f"{key}/{name} is {values.dtype} {values.shape}, not {like[name].dtype} {like[name].shape}"
+        if not _finite(arrays):
             return f"{key} holds numbers that are not finite"
     return None
 
 
-def _finite(record: flwr.app.ArrayRecord) -> bool:
-    for array in record.values():
-        values = array.numpy()
+def _finite(arrays: Arrays) -> bool:
+    for values in arrays.values():
         if not np.issubdtype(values.dtype, np.floating):
             continue
         # A sum is several times cheaper than looking at every number, and finite if all of them are, overflow aside.
