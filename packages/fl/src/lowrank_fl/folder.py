@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +37,11 @@ def prepare(out: Path | None, name: str) -> Path:
     if occupied:
         raise LowrankError(f"{out} already holds files; choose another folder with --out, or remove it")
     return out
+
+
+def run_name(swept: Mapping[str, Any]) -> str:
+    """The swept values as a folder name, `fedpara-0.1`; nothing outside a sweep."""
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(value)) for value in swept.values())
 
 
 @contextmanager

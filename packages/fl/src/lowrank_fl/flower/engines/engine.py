@@ -7,7 +7,6 @@ import torch
 from flwr.serverapp import Grid
 from torch import nn
 
-from lowrank_core import UsageError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.flower.records import ArrayRecord
@@ -43,7 +42,7 @@ def make_engine(config: RunConfig) -> Engine:
         from lowrank_fl.flower.engines.ray import RayEngine
 
         return RayEngine(config, worker_count(config))
-    raise UsageError(f"engine.kind {config.engine.kind!r} is not built yet; use local or ray")
+    raise ValueError("superlink's engine runs in the ServerApp, flower/app/server.py")
 
 
 def worker_count(config: RunConfig) -> int:

@@ -18,9 +18,9 @@ from torch import nn
 from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples, Parts
-from lowrank_fl.flower.engines.remote import make_remote_app, resident_of
 from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
 from lowrank_fl.flower.records import ArrayRecord, map_slots
+from lowrank_fl.flower.remote import make_remote_app, resident_of
 from lowrank_fl.flower.workers import InProcess
 from lowrank_fl.training import LocalTraining
 

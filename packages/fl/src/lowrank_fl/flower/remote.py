@@ -3,36 +3,41 @@
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from lowrank_core import LowrankError
-from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
-from lowrank_fl.config import RunConfig
-from lowrank_fl.flower.resident import Resident
 
-Find = Callable[[Message, Context], Resident]
+if TYPE_CHECKING:
+    from lowrank_fl.flower.resident import Resident
+
+Find = Callable[[Message, Context], "Resident"]
 
 
 def make_remote_app(find: Find) -> ClientApp:
     """A ClientApp that answers with the resident model that `find` gives for a message.
 
-    A `query` is answered with the node's `partition-id` and `num-partitions` as ConfigRecord `config`, before anything
-    is loaded.
+    A `query` is answered with the node's `partition-id` and `num-partitions` as ConfigRecord `config`, before torch is
+    imported: a SuperNode starts a process for each message.
     """
     app = ClientApp()
 
     @app.query()
     def describe(message: Message, context: Context) -> Message:
-        known = {key: context.node_config[key] for key in PART if key in context.node_config}
-        return Message(RecordDict({"config": ConfigRecord(known)}), reply_to=message)
+        config = ConfigRecord()
+        for key in PART:
+            if key in context.node_config:
+                config[key] = context.node_config[key]
+        return Message(RecordDict({"config": config}), reply_to=message)
 
     @app.train()
     @app.evaluate()
     def answer(message: Message, context: Context) -> Message:
+        import torch
+
         try:
             resident = find(message, context)
             torch.set_num_threads(resident.trainer.how.threads)
@@ -49,12 +54,16 @@ PART = ("partition-id", "num-partitions")
 
 
 @lru_cache(maxsize=1)
-def resident_of(config: str, states: Path) -> Resident:
+def resident_of(config: str, states: Path) -> "Resident":
     """The resident model of the run whose configuration is the JSON text `config`, kept until another is asked for.
 
     Raises:
         LowrankError: this machine lacks the data, or a part of it is empty.
     """
+    from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
+    from lowrank_fl.config import RunConfig
+    from lowrank_fl.flower.resident import Resident
+
     settings = RunConfig.model_validate_json(config)
     examples = examples_of(settings)
     parts = parts_of(settings, examples)
