@@ -53,7 +53,17 @@ def run(
     ] = [],  # noqa: B006
     engine: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="What runs the clients: local.", rich_help_panel="Configuration"),
+        typer.Option(
+            metavar="KIND", help="What runs the clients: local, ray, superlink.", rich_help_panel="Configuration"
+        ),
+    ] = None,
+    local_nodes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Under superlink: start a SuperLink and N SuperNodes here for the run.",
+            rich_help_panel="Configuration",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of every random choice.", rich_help_panel="Configuration")
@@ -90,13 +100,13 @@ def run(
         from lowrank_cli.runs import go_on
         from lowrank_core import UsageError
 
-        if config or override or sweep or engine or seed is not None or out or plan:
+        if config or override or sweep or engine or local_nodes or seed is not None or out or plan:
             raise UsageError("--resume takes everything from its folder; leave the configuration and --out out")
         go_on(resume, as_json=as_json, quiet=quiet)
         return
     from lowrank_fl.load import load_config
 
-    settings = load_config(config, override, seed=seed, engine=engine, sweep=sweep)
+    settings = load_config(config, override, seed=seed, engine=engine, local_nodes=local_nodes, sweep=sweep)
     if plan:
         from lowrank_cli.plans import plan_runs
 

@@ -179,7 +179,7 @@ class EngineConfig(Section):
     """superlink: no TLS. On this machine there is none without `root_certificates` anyway."""
     server_folder: str | None = None
     """superlink: the folder on the SuperLink's machine to write the run to; one below its user's cache if not given."""
-    patience: PositiveFloat = 120.0
+    wait_for_nodes: PositiveFloat = 120.0
     """superlink: seconds the server waits for SuperNodes that are not there."""
 
     @model_validator(mode="after")

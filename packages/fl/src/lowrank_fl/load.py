@@ -20,6 +20,7 @@ def load_config(
     *,
     seed: int | None = None,
     engine: str | None = None,
+    local_nodes: int | None = None,
     sweep: Sequence[str] = (),
 ) -> RunConfig:
     """The configuration that a command line means.
@@ -27,7 +28,7 @@ def load_config(
     Args:
         source: a preset's name or the path of a YAML file; None is `quickstart`.
         overrides: `dotted.key=value` with YAML values; a key that `source` sweeps is swept no longer.
-        seed, engine: flags, which win over everything before them.
+        seed, engine, local_nodes: flags, which win over everything before them; `local_nodes` means superlink.
         sweep: `dotted.key=a,b,c`.
 
     Raises:
@@ -43,6 +44,9 @@ def load_config(
     for text in sweep:
         key, value = _split(text, "--sweep")
         swept[key] = value if isinstance(value, list) else [_yaml(part) for part in text.partition("=")[2].split(",")]
+    if local_nodes is not None:
+        _set(tree, "engine.local_nodes", local_nodes)
+        engine = engine or "superlink"
     if engine is not None:
         _set(tree, "engine.kind", engine)
     if seed is not None:

@@ -1,0 +1,103 @@
+"""A SuperLink and its SuperNodes on this machine, for the length of a run."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lowrank_core import LowrankError
+from lowrank_fl.flower.app.connection import environment
+
+# Flower's own programs need seconds to load.
+_START_SECONDS = 120.0
+_STOP_SECONDS = 10.0
+
+
+@contextmanager
+def local_superlink(nodes: int, home: Path) -> Generator[str]:
+    """Inside the block a SuperLink runs at the address that is yielded, and `nodes` SuperNodes with it.
+
+    Every process that was started is gone after the block, however it is left.
+
+    Raises:
+        LowrankError: one of them does not start; what it said is part of the message.
+    """
+    ports = _free_ports(1 + nodes)
+    address = f"127.0.0.1:{ports[0]}"
+    with ExitStack() as stack:
+        superlink = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
+        superlink += ["--host", "127.0.0.1", "--port", str(ports[0])]
+        process = stack.enter_context(_running(superlink, home, "superlink.log"))
+        _wait_until_it_listens(process, ports[0], home / "superlink.log")
+        for node, port in enumerate(ports[1:]):
+            part = f"partition-id={node} num-partitions={nodes}"
+            supernode = ["flower-supernode", "--insecure", "--superlink", address, "--port", str(port)]
+            stack.enter_context(_running([*supernode, "--node-config", part], home, f"supernode-{node}.log"))
+        yield address
+
+
+@contextmanager
+def _running(command: Sequence[str], home: Path, log: str) -> Generator["subprocess.Popen[bytes]"]:
+    variables = environment(home)
+    # How often a process is looked for that a message needs; Flower's second is meant for many machines.
+    variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
+    with (home / log).open("wb") as file:
+        # In a group of its own, with all it starts: Ctrl-C leaves it alone, and it can be ended whole.
+        process = subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    _signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline and _group_lives(process):
+        time.sleep(0.05)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _group_lives(process: "subprocess.Popen[bytes]") -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_until_it_listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = " ".join(log.read_text(encoding="utf-8", errors="replace").split()[-40:])
+            raise LowrankError(f"flower-superlink does not start ({said or 'it says nothing'})")
+        time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
