@@ -177,6 +177,13 @@ class EngineConfig(Section):
     """superlink: the PEM file that certifies it; the system's own if not given."""
     insecure: bool = False
     """superlink: no TLS. On this machine there is none without `root_certificates` anyway."""
+    certificate: str | None = None
+    """superlink with `local_nodes`: the PEM file that the SuperLink shows; `root_certificates` must certify it."""
+    private_key: str | None = None
+    """superlink with `local_nodes`: the certificate's key, a PEM file."""
+    node_keys: list[str] = []
+    """superlink with `local_nodes`: each SuperNode's private key, an EC key as OpenSSH writes it, with the public one
+    beside it as FILE.pub; no other node is let in."""
     server_folder: str | None = None
     """superlink: the folder on the SuperLink's machine to write the run to; one below its user's cache if not given."""
     wait_for_nodes: PositiveFloat = 120.0
@@ -196,6 +203,13 @@ class EngineConfig(Section):
             )
         if self.address is not None and not self.address.rpartition(":")[2].isdigit():
             raise ValueError(f"address is HOST:PORT, got {self.address!r}")
+        pair = (self.certificate, self.private_key)
+        if any(pair) and (self.local_nodes is None or self.root_certificates is None or not all(pair)):
+            raise ValueError("certificate and private_key go together, with root_certificates and local_nodes")
+        if self.node_keys and (not self.certificate or len(self.node_keys) != self.local_nodes):
+            raise ValueError(
+                "node_keys takes one key for each of local_nodes, and a certificate: Flower wants TLS for it"
+            )
         if self.insecure and self.root_certificates is not None:
             raise ValueError("insecure means no TLS, so root_certificates has no use; leave one of them out")
         return self

@@ -32,6 +32,14 @@ def is_loopback(address: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
+def file_of(key: str, path: str) -> Path:
+    """The file that a key of the configuration names; raises LowrankError where there is none."""
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise LowrankError(f"{key} names {file}, which is no file")
+    return file
+
+
 class Connection:
     """The way to one SuperLink."""
 
@@ -42,9 +50,7 @@ class Connection:
         if engine.insecure or (engine.root_certificates is None and is_loopback(address)):
             keys.append("insecure = true")
         elif engine.root_certificates is not None:
-            certificates = Path(engine.root_certificates).expanduser().resolve()
-            if not certificates.is_file():
-                raise LowrankError(f"engine.root_certificates names {certificates}, which is no file")
+            certificates = file_of("engine.root_certificates", engine.root_certificates)
             keys.append(f"root-certificates = {json.dumps(str(certificates))}")
         (home / "config.toml").write_text("\n".join([f"[superlink.{_NAME}]", *keys, ""]), encoding="utf-8")
 
@@ -59,6 +65,10 @@ class Connection:
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()), encoding="utf-8")
         answer = self._ask("run", str(_BUNDLE), _NAME, "--run-config", str(file))
         return str(answer["run-id"])
+
+    def register(self, public_key: Path) -> None:
+        """Let the node with this key in; raises LowrankError where the SuperLink does not take the key."""
+        self._ask("supernode", "register", str(public_key), _NAME)
 
     def log(self, run: str) -> "subprocess.Popen[str]":
         """A process that writes the run's log to its stdout, as it grows, and ends with the run."""
@@ -90,9 +100,10 @@ class Connection:
         start = done.stdout.find("{")
         answer = json.loads(done.stdout[start:]) if start >= 0 else {}
         if done.returncode or not answer.get("success"):
+            command = " ".join(arguments[: 2 if arguments[0] == "supernode" else 1])
             said = str(answer.get("error-message") or done.stderr or done.stdout)
             raise LowrankError(
-                f"the SuperLink at {self.address} does not answer flwr {arguments[0]} ({' '.join(said.split())}); "
+                f"the SuperLink at {self.address} does not answer flwr {command} ({' '.join(said.split())}); "
                 "check engine.address, engine.root_certificates and that it runs"
             )
         return answer

@@ -48,11 +48,10 @@ def submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSumma
     with ExitStack() as stack:
         stack.enter_context(interruptible())
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowrank-flower-")))
-        address = engine.address
-        if engine.local_nodes is not None:
-            address = stack.enter_context(local_superlink(engine.local_nodes, home))
-        assert address is not None
-        connection = Connection(address, engine, home)
+        if engine.address is None:
+            connection = stack.enter_context(local_superlink(engine, home))
+        else:
+            connection = Connection(engine.address, engine, home)
         summaries = _follow(connection, settings, Listener(observer if here else Collector(config, folder, observer)))
     return summaries if here else [Collector.brought_home(summary, folder) for summary in summaries]
 
@@ -68,19 +67,18 @@ def _run_of(folder: Path, name: str) -> str:
 def _follow(connection: Connection, settings: Settings, listener: Listener) -> list[RunSummary]:
     """Start the run and pass on what it tells until it ends."""
     run = connection.submit(write_settings(settings))
-    log = connection.log(run)
     said: list[str] = []
     interrupted = False
-    try:
+    with connection.log(run) as log:
         try:
             _listen(log, listener, said)
         except KeyboardInterrupt:
             interrupted = True
             connection.stop(run)
+            # What the finished rounds came to, which the ServerApp tells last.
             _listen(log, listener, said)
-    finally:
-        log.kill()
-        log.wait()
+        finally:
+            log.kill()
     if interrupted or listener.stopped:
         raise Stopped(listener.summaries or [])
     if listener.error is not None:

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lowrank_core import LowrankError
-from lowrank_fl.flower.app.connection import environment
+from lowrank_fl.config import EngineConfig
+from lowrank_fl.flower.app.connection import Connection, environment, file_of
 
 # Flower's own programs need seconds to load.
 _START_SECONDS = 120.0
@@ -18,26 +19,52 @@ _STOP_SECONDS = 10.0
 
 
 @contextmanager
-def local_superlink(nodes: int, home: Path) -> Generator[str]:
-    """Inside the block a SuperLink runs at the address that is yielded, and `nodes` SuperNodes with it.
+def local_superlink(engine: EngineConfig, home: Path) -> Generator[Connection]:
+    """Inside the block a SuperLink runs, and `engine.local_nodes` SuperNodes with it.
 
     Every process that was started is gone after the block, however it is left.
 
     Raises:
-        LowrankError: one of them does not start; what it said is part of the message.
+        LowrankError: a file that the configuration names is missing, or the SuperLink does not start or refuses a
+            node's key; what it said is part of the message.
     """
+    nodes = engine.local_nodes
+    assert nodes is not None
     ports = _free_ports(1 + nodes)
     address = f"127.0.0.1:{ports[0]}"
+    connection = Connection(address, engine, home)
     with ExitStack() as stack:
-        superlink = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
+        superlink = ["flower-superlink", "--disable-runtime-dependency-installation", *_superlink_tls(engine)]
         superlink += ["--host", "127.0.0.1", "--port", str(ports[0])]
         process = stack.enter_context(_running(superlink, home, "superlink.log"))
         _wait_until_it_listens(process, ports[0], home / "superlink.log")
         for node, port in enumerate(ports[1:]):
             part = f"partition-id={node} num-partitions={nodes}"
-            supernode = ["flower-supernode", "--insecure", "--superlink", address, "--port", str(port)]
+            supernode = ["flower-supernode", "--superlink", address, "--port", str(port), *_supernode_tls(engine)]
+            if engine.node_keys:
+                key = file_of("engine.node_keys", engine.node_keys[node])
+                connection.register(file_of("engine.node_keys", f"{engine.node_keys[node]}.pub"))
+                supernode += ["--auth-supernode-private-key", str(key)]
             stack.enter_context(_running([*supernode, "--node-config", part], home, f"supernode-{node}.log"))
-        yield address
+        yield connection
+
+
+def _superlink_tls(engine: EngineConfig) -> list[str]:
+    if engine.certificate is None or engine.private_key is None or engine.root_certificates is None:
+        return ["--insecure"]
+    files = {
+        "--ssl-certfile": file_of("engine.certificate", engine.certificate),
+        "--ssl-keyfile": file_of("engine.private_key", engine.private_key),
+        "--ssl-ca-certfile": file_of("engine.root_certificates", engine.root_certificates),
+    }
+    auth = ["--enable-supernode-auth"] if engine.node_keys else []
+    return [*auth, *(part for option, path in files.items() for part in (option, str(path)))]
+
+
+def _supernode_tls(engine: EngineConfig) -> list[str]:
+    if engine.certificate is None or engine.root_certificates is None:
+        return ["--insecure"]
+    return ["--root-certificates", str(file_of("engine.root_certificates", engine.root_certificates))]
 
 
 @contextmanager
