@@ -37,11 +37,11 @@ class RayEngine:
         self._timeout = config.engine.timeout
         self._server = InProcess()
         self._clients = 0
+        self._backend = _start(config, workers)
         # It would report every client's error beside us.
         self._logger = logging.getLogger("flwr")
         self._level = self._logger.level
         self._logger.setLevel(logging.CRITICAL)
-        self._backend = _start(config, workers)
         # The backend wants an idle actor for every message.
         self._threads = ThreadPoolExecutor(self._backend.num_workers)
 
