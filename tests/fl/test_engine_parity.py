@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -36,22 +37,25 @@ def results(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def processes(*marks: str) -> list[str]:
-    """What runs on this machine under one of the names; zombies have no command line."""
-    lines = [path.read_bytes().replace(b"\0", b" ").decode(errors="replace") for path in _command_lines()]
-    return [line for line in lines if any(mark in line for mark in marks)]
+@pytest.fixture
+def started(monkeypatch):
+    """`started()` is what runs of all that this test has started, however far down."""
+    if sys.platform != "linux":
+        pytest.skip("looks for processes in /proc")
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("LOWRANK_STARTED_BY", mark)
 
+    def started() -> list[str]:
+        found: list[str] = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark.encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:  # it has ended
+                continue
+        return found
 
-def _command_lines() -> list[Path]:
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if _readable(path)]
-
-
-def _readable(path: Path) -> bool:
-    try:
-        path.read_bytes()
-    except OSError:
-        return False
-    return True
+    return started
 
 
 @pytest.mark.slow
@@ -68,19 +72,16 @@ def test_ray_gives_the_bits_of_the_local_engine(tmp_path, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behind(tmp_path):
+def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behind(tmp_path, started):
     chosen = "strategy.name=scaffold"
     alone = weights_of(tmp_path / "alone", chosen, "engine.workers=1")
-    before = processes("flower-", "flwr-")
-    watcher = Watcher()
     config = load_config("quickstart", [*SMALL, chosen], local_nodes=2)
-    [summary] = run(config, tmp_path / "nodes", watcher)
+    [summary] = run(config, tmp_path / "nodes", Watcher())
     assert (tmp_path / "nodes" / "model.safetensors").read_bytes() == alone
     assert results(tmp_path / "nodes") == results(tmp_path / "alone")
     assert summary.run_dir == str(tmp_path / "nodes")
     assert summary.rounds == 2
-    assert processes("flower-", "flwr-") == before
+    assert started() == []
     # And a finished run is left as it is.
     assert resume(tmp_path / "nodes", Watcher()) == [summary]
 
@@ -93,14 +94,11 @@ def test_a_failure_on_the_supernodes_is_the_commands_own(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("engine", [["--local-nodes", "2"], ["--engine", "ray", "-o", "engine.workers=2"]])
-def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(tmp_path, engine):
+def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(tmp_path, started, engine):
     out = tmp_path / "run"
     settings = [part for pair in [*SMALL, "rounds=100000"] for part in ("-o", pair)]
     command = [sys.executable, "-c", "from lowrank_cli.main import main; main()", "fl", "run", "quickstart", *settings]
-    names = ("flower-", "flwr-", "raylet", "ray::")
-    before = processes(*names)
     process = subprocess.Popen(
         [*command, *engine, "--json", "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -120,8 +118,8 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(tmp_path, engine
     assert "Traceback" not in said
     assert (out / "model.safetensors").exists()
     deadline = time.monotonic() + 30
-    while processes(*names) != before:
-        assert time.monotonic() < deadline, processes(*names)
+    while started():
+        assert time.monotonic() < deadline, started()
         time.sleep(0.2)
     rounds = len(metrics.read_text().splitlines())
     assert f"error: interrupted after {rounds} finished rounds, which are kept in {out}" in said
