@@ -134,6 +134,31 @@ def presets(as_json: Json = False) -> None:
     stdout().print(table)
 
 
+@app.command(cls=SectionedCommand, epilog="Example: lowrank fl report runs --out comparison.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The page to write; report.html if not given.", rich_help_panel="Output"),
+    ] = Path("report.html"),
+    mbps: Annotated[
+        str,
+        typer.Option(
+            metavar="RATES", help="Speeds of links, to count the seconds of a round.", rich_help_panel="Output"
+        ),
+    ] = "2,10,50",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare runs with each other and with the paper's results.
+
+    RUN is the folder of a run or of a sweep, or one that holds such folders.
+    """
+    from lowrank_cli.reports import report_on
+
+    report_on(runs, out, mbps, as_json=as_json, quiet=quiet)
+
+
 @app.command(cls=SectionedCommand, epilog="Example: lowrank fl partition -o partition.alpha=0.1 --plot counts.png")
 def partition(
     config: Config = None,

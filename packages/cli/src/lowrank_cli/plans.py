@@ -10,7 +10,7 @@ import typer
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
 from lowrank_fl.config import RunConfig
-from lowrank_fl.report import label_of, three_digits
+from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import RunSummary
 
 if TYPE_CHECKING:

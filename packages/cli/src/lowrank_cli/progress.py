@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column
 from rich.text import Text
 
-from lowrank_fl.report import label_of, three_digits
+from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 
 

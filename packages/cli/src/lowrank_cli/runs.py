@@ -11,7 +11,8 @@ import typer
 from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
 from lowrank_fl.config import RunConfig
-from lowrank_fl.report import MARGIN, bytes_to_originals, label_of, three_digits
+from lowrank_fl.reporting.run_page import MARGIN, bytes_to_originals
+from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import Observer, RunSummary
 
 

@@ -21,7 +21,7 @@ from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, str
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_config
-from lowrank_fl.report import write_report
+from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
 from lowrank_fl.state import state_of, trained_names, transferred
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank_fl.config import RunConfig
 from lowrank_fl.load import load_config
-from lowrank_fl.paper.rows import SIZES, PaperRow, stand_ins
+from lowrank_fl.paper.rows import SIZES, PaperRow, ranges, stand_ins
 
 Essence = Mapping[str, Any]
 """By dotted key, what of a configuration can change a result."""
@@ -92,7 +92,8 @@ def differences(row: PaperRow, ours: Essence) -> list[str] | None:
     found: list[str] = []
     for key in keys:
         theirs, own = paper.get(key), ours.get(key)
-        if theirs == own:
+        bounds = ranges(row.preset).get(key)
+        if theirs == own or (bounds is not None and own is not None and bounds[0] <= own <= bounds[1]):
             continue
         is_stand_in = key == "data.name" and stand_ins().get(str(own)) == theirs
         if key in _IDENTITY or (key == "data.name" and not is_stand_in):

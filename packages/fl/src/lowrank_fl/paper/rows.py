@@ -36,8 +36,9 @@ class PaperRow:
     @property
     def what(self) -> str:
         """The quantity in words."""
-        compared = " ".join(str(value) for value in self.other.values() if value != "none")
-        return QUANTITIES[self.quantity].format(target=self.target, mbps=self.mbps, other=compared)
+        kind = self.other.get("personalization.kind")
+        other = self.other.get("model.method") if kind == "none" else kind
+        return QUANTITIES[self.quantity].format(target=self.target, mbps=self.mbps, other=other)
 
 
 QUANTITIES: Mapping[str, str] = {
@@ -71,6 +72,11 @@ def paper_settings() -> dict[str, dict[str, Any]]:
 def stand_ins() -> dict[str, str]:
     """Data sets that can be had for ones that often cannot; a comparison over them is never more than partial."""
     return _tables()["stand_ins"]
+
+
+def ranges(preset: str) -> dict[str, list[float]]:
+    """Keys of a preset for which the paper gives no value but bounds, which belong to it."""
+    return _tables()["ranges"].get(preset, {})
 
 
 @cache

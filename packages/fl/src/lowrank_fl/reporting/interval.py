@@ -26,6 +26,10 @@ class Interval:
     def high(self) -> float:
         return self.mean + (self.half or 0.0)
 
+    def as_tree(self) -> dict[str, float | list[float] | None]:
+        """For JSON."""
+        return {"mean": self.mean, "interval": None if self.half is None else [self.low, self.high]}
+
     def scaled(self, factor: float) -> "Interval":
         return Interval(self.mean * factor, None if self.half is None else self.half * factor)
 

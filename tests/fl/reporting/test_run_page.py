@@ -7,7 +7,9 @@ import re
 
 import pytest
 
-from lowrank_fl.report import bytes_to_originals, label_of, read_rows, three_digits, write_report
+from lowrank_fl.reporting.read import read_rows
+from lowrank_fl.reporting.run_page import bytes_to_originals, write_report
+from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import RoundRow, RunSummary
 
 ROW = RoundRow(1, 0.5, 1.0, 1.1, 400_000, 600_000, 1_000_000, 2.0, [0, 1])

@@ -2,24 +2,16 @@
 
 import base64
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from lowrank_fl.reporting.read import read_rows
+from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach
 
 MARGIN = 0.02
 """Runs are compared by the bytes they take to within so much of the original's final accuracy."""
-
-
-def read_rows(run_dir: Path | str) -> list[RoundRow]:
-    """The rounds that a run's folder holds, in order; none where it has not finished one."""
-    metrics = Path(run_dir) / "metrics.jsonl"
-    if not metrics.exists():
-        return []
-    return [RoundRow(**json.loads(line)) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
@@ -27,7 +19,7 @@ def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
     # jinja2 and matplotlib take a second together.
     from jinja2 import Environment, StrictUndefined
 
-    from lowrank_fl.plots import plot_accuracy_vs_bytes
+    from lowrank_fl.reporting.plots import plot_accuracy_vs_bytes
 
     name = summaries[0].name
     picture = out / "accuracy_vs_bytes.png"
@@ -39,7 +31,9 @@ def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
     plot_accuracy_vs_bytes(lines, picture, name)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["digits"] = three_digits
-    template = environment.from_string((files("lowrank_fl") / "templates" / "report.html").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        (files("lowrank_fl.reporting") / "templates" / "run.html").read_text(encoding="utf-8")
+    )
     reached = bytes_to_originals(summaries)
     page = template.render(
         name=name,
@@ -57,12 +51,6 @@ def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
         picture=base64.b64encode(picture.read_bytes()).decode(),
     )
     (out / "report.html").write_text(page, encoding="utf-8")
-
-
-def label_of(method: str, swept: Mapping[str, Any]) -> str:
-    """A run among others: its method and what else is swept, `fedpara, gamma 0.1`."""
-    others = (f"{key.rpartition('.')[2]} {value}" for key, value in swept.items() if key != "model.method")
-    return ", ".join([method, *others])
 
 
 def bytes_to_originals(summaries: Sequence[RunSummary]) -> list[int | None] | None:
@@ -84,11 +72,3 @@ def bytes_to_originals(summaries: Sequence[RunSummary]) -> list[int | None] | No
 def _others(summary: RunSummary) -> str:
     """The swept values but the method's, as text, because a value may be a list."""
     return json.dumps({key: value for key, value in summary.swept.items() if key != "model.method"})
-
-
-def three_digits(value: float) -> str:
-    """A number of any size to three significant digits, never with an exponent: `0.0341`, `7.20`, `118`, `48,300`."""
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lowrank_fl.plots import plot_accuracy_vs_bytes
+from lowrank_fl.reporting.plots import plot_accuracy_vs_bytes
 from lowrank_fl.results import RoundRow
 
 

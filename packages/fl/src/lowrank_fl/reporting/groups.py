@@ -1,0 +1,156 @@
+"""Runs that differ in their seed alone, and what they measured together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean
+from typing import Any
+
+from lowrank_fl.paper.match import essence
+from lowrank_fl.reporting.interval import Interval, interval_of
+from lowrank_fl.reporting.read import RunRecord
+from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach
+
+# The method and who keeps what stand first in a label; data are the setting's.
+_UNNAMED = ("data.", "model.method", "personalization")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration and different seeds, that have all finished or stopped at the same round."""
+
+    runs: tuple[RunRecord, ...]
+    essence: Mapping[str, Any]
+    label: str
+
+    @property
+    def setting(self) -> str:
+        """The name of the configuration."""
+        return self.runs[0].config.name
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.seed for run in self.runs]
+
+    @property
+    def rounds(self) -> int:
+        return len(self.runs[0].rows)
+
+    @property
+    def planned(self) -> int:
+        return self.runs[0].config.rounds
+
+    @property
+    def finished(self) -> bool:
+        return self.runs[0].finished
+
+    def as_tree(self, rates: Sequence[float]) -> dict[str, Any]:
+        """For JSON."""
+        summary, worst = self.summary, self.worst_accuracy()
+        return {
+            "setting": self.setting,
+            "run": self.label,
+            "seeds": self.seeds,
+            "rounds": self.rounds,
+            "finished": self.finished,
+            "accuracy": self.accuracy().as_tree(),
+            "worst_accuracy": worst.as_tree() if worst else None,
+            "params": summary.params if summary else None,
+            "transferred_params": summary.transferred_params if summary else None,
+            "original_params": summary.original_params if summary else None,
+            "total_bytes": self.total_bytes(),
+            "codec": {way: self.essence[f"codec.{way}"] for way in ("up", "down")},
+            "seconds_at_mbps": {f"{rate:g}": self.seconds_at(rate).mean for rate in rates},
+            "run_dirs": [str(run.path) for run in self.runs],
+        }
+
+    @property
+    def summary(self) -> RunSummary | None:
+        """Of any run that has one: sizes are the same in all."""
+        return next((run.summary for run in self.runs if run.summary is not None), None)
+
+    def accuracy(self) -> Interval:
+        """After the last round, 0 to 1."""
+        return interval_of([run.rows[-1].accuracy for run in self.runs])
+
+    def worst_accuracy(self) -> Interval | None:
+        """Of the worst tenth of the clients, 0 to 1; None where the server tested."""
+        worst = [run.rows[-1].worst_accuracy for run in self.runs]
+        known = [value for value in worst if value is not None]
+        return interval_of(known) if len(known) == len(worst) else None
+
+    def total_bytes(self) -> int:
+        """Of a run, both ways, all clients; the mean over seeds."""
+        return round(fmean(sum(row.total_bytes for row in run.rows) for run in self.runs))
+
+    def bytes_to(self, accuracy: float) -> Interval | None:
+        """Until a round is first that accurate; None where a seed never is."""
+        return _all([bytes_to_reach(run.rows, accuracy) for run in self.runs])
+
+    def rounds_to(self, accuracy: float) -> Interval | None:
+        """Likewise in rounds."""
+        return _all([next((r.round for r in run.rows if r.accuracy >= accuracy), None) for run in self.runs])
+
+    def client_bytes(self) -> Interval:
+        """That one client receives and sends in a round; the mean over rounds."""
+        return interval_of([fmean(_share(row, row.total_bytes) for row in run.rows) for run in self.runs])
+
+    def client_seconds(self) -> Interval:
+        """One client's share of the measured seconds of a round, testing included; the mean over rounds."""
+        return interval_of([fmean(_share(row, row.seconds) for row in run.rows) for run in self.runs])
+
+    def seconds_at(self, mbps: float) -> Interval:
+        """A round's seconds over a link of that speed, as the paper's Table 7 counts them."""
+        sent, trained = self.client_bytes(), self.client_seconds()
+        return Interval(round_seconds(trained.mean, sent.mean, mbps), trained.half)
+
+    def bytes_so_far(self) -> list[list[int]]:
+        """For each seed, the bytes up to the end of each round."""
+        return [list(accumulate(row.total_bytes for row in run.rows)) for run in self.runs]
+
+
+def round_seconds(computing: float, client_bytes: float, mbps: float) -> float:
+    """Seconds of a round: a client's computing, and its bytes down and up over a link.
+
+    A megabit is 2^20 bits: so the paper's Table 7 follows from its model sizes (the original's 2 Mbps entry alone is
+    5.00 s above that).
+    """
+    return computing + 8 * client_bytes / (mbps * 2**20)
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """The runs by configuration, in the order of their first; each labelled by what sets it apart from the others."""
+    grouped: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for run in runs:
+        parts = essence(run.config)
+        stopped = None if run.finished else len(run.rows)
+        grouped.setdefault((run.config.name, stopped, *sorted(parts.items(), key=lambda item: item[0])), []).append(run)
+    essences = [essence(members[0].config) for members in grouped.values()]
+    names = [members[0].config.name for members in grouped.values()]
+    groups: list[Group] = []
+    for name, members, parts in zip(names, grouped.values(), essences, strict=True):
+        alike = [other for other, others_name in zip(essences, names, strict=True) if others_name == name]
+        groups.append(Group(tuple(sorted(members, key=lambda run: run.config.seed)), parts, _label(parts, alike)))
+    return groups
+
+
+def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
+    """`fedpara, gamma 0.1`: the method, who keeps what, and the keys in which others of the setting differ."""
+    kind, method = str(own["personalization"]), str(own["model.method"])
+    names = [method] if kind in ("none", method) else [kind] if method == "original" else [method, kind]
+    for key, value in own.items():
+        differs = any(key in other and other[key] != value for other in alike)
+        if differs and value is not None and not key.startswith(_UNNAMED):
+            section, _, last = key.rpartition(".")
+            said = f"{section} {last}" if section == "codec" else last
+            names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
+    return ", ".join(names)
+
+
+def _all(values: Sequence[float | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    return interval_of(known) if len(known) == len(values) else None
+
+
+def _share(row: RoundRow, amount: float) -> float:
+    return amount / max(1, len(row.clients))
