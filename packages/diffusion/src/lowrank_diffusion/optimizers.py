@@ -1,0 +1,91 @@
+"""Optimizers and learning-rate schedules by the names of the configuration."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lowrank_core.errors import LowrankError, UsageError
+from lowrank_diffusion.config import TrainConfig
+
+_LEAST_PRODIGY_RATE = 0.01
+
+
+def build_optimizer(train: TrainConfig, unet: Iterable[Parameter], text: Iterable[Parameter] = ()) -> Optimizer:
+    """The configured optimizer: a group for the UNet's parameters and, if there are any, one for the text encoders'.
+
+    Adafactor (Shazeer and Stern, 2018) is transformers', with the configured rate itself: torch's multiplies the rate
+    with each tensor's size, and factors that start at zero would hardly move. Prodigy (Mishchenko and Defazio, 2023) is
+    its authors' package.
+
+    Raises:
+        LowrankError: the optimizer is of a package that is not installed.
+        UsageError: rates that Prodigy cannot use.
+    """
+    text = list(text)
+    groups: list[dict[str, Any]] = [{"params": list(unet), "lr": train.lr}]
+    if text:
+        groups.append({"params": text, "lr": train.text_lr or train.lr})
+    decay = train.weight_decay
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=decay)
+    if train.optimizer == "adamw8bit":
+        return _installed("bitsandbytes.optim", "bitsandbytes", train.optimizer).AdamW8bit(groups, weight_decay=decay)
+    if train.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(groups, weight_decay=decay, scale_parameter=False, relative_step=False)
+    return _prodigy(groups, train)
+
+
+def _prodigy(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
+    if train.lr < _LEAST_PRODIGY_RATE:
+        raise UsageError(
+            f"prodigy finds the learning rate itself and multiplies it with train.lr, which is {train.lr:g}; "
+            "set train.lr: 1"
+        )
+    if len(groups) > 1 and groups[0]["lr"] != groups[1]["lr"]:
+        raise UsageError(
+            f"prodigy has one rate for all parameters, but train.text_lr is {train.text_lr:g} and "
+            f"train.lr {train.lr:g}; leave train.text_lr out"
+        )
+    make = _installed("prodigyopt", "prodigyopt", train.optimizer).Prodigy
+    # It prints, and standard output belongs to results.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return make(groups, weight_decay=train.weight_decay, use_bias_correction=True, safeguard_warmup=True)
+
+
+def _installed(module: str, package: str, optimizer: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise LowrankError(
+            f"train.optimizer {optimizer} is of the package {package}, which is not installed; "
+            f"install it with pip install {package}, or choose adamw"
+        ) from None
+
+
+def build_schedule(train: TrainConfig, optimizer: Optimizer) -> LambdaLR:
+    """The schedule over the run's optimizer steps; call `.step()` once after each of them."""
+    return LambdaLR(optimizer, lambda step: rate_factor(train, step))
+
+
+def rate_factor(train: TrainConfig, step: int) -> float:
+    """What the learning rate is multiplied with at optimizer step `step`, which counts from 0.
+
+    Through warm-up it rises evenly, from above 0 so that the first step counts, to 1 at step `warmup`. Then it stays,
+    or falls to 0 at step `steps`, along half a cosine or a line.
+    """
+    if step < train.warmup:
+        return (step + 1) / (train.warmup + 1)
+    if train.schedule == "constant":
+        return 1.0
+    share = min(1.0, (step - train.warmup) / max(1, train.steps - train.warmup))
+    return 1 - share if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
