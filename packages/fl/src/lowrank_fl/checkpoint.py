@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> 
     tensors = {f"model/{name}": value for name, value in checkpoint.model.items()}
     tensors |= {f"strategy/{name}": value for name, value in checkpoint.strategy.items()}
     tensors |= {f"wire/{name}": value for name, value in checkpoint.wire.items()}
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     path = folder / _FILE
     path.parent.mkdir(exist_ok=True)
     write_whole(path, save(contiguous, {"round": str(checkpoint.round), "config": _digest(config)}))

@@ -44,8 +44,8 @@ class Shadow:
         """Arrays for a checkpoint."""
         clients = sorted(self.seen)
         return {
-            "values": self.values.numpy(),
-            "changed": self.changed.numpy(),
+            "values": self.values.numpy().copy(),
+            "changed": self.changed.numpy().copy(),
             "version": np.array(self.version),
             "clients": np.array(clients, np.int64),
             "seen": np.array([self.seen[client] for client in clients], np.int64),

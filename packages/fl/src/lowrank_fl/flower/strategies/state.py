@@ -29,7 +29,8 @@ def load_strategy_state(strategy: Strategy, state: Mapping[str, np.ndarray], arr
     """Put a strategy where `strategy_state` found it; `arrays` is the model that the last round left."""
     held: Any = strategy
     for attribute in _DICTIONARIES:
-        values = {key.partition("/")[2]: value for key, value in state.items() if key.startswith(f"{attribute}/")}
+        # In the model's order, which a file does not keep and codecs go by.
+        values = {name: state[f"{attribute}/{name}"] for name in arrays if f"{attribute}/{name}" in state}
         if values:
             setattr(held, attribute, values)
     for attribute in _LISTS:
