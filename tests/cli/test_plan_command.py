@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from lowrank_fl.load import load_config
 from lowrank_fl.results import RunSummary
 
 SINGLE = ("fl", "run", "--plan", "-o", "model.method=fedpara")
@@ -58,6 +59,7 @@ def test_the_plan_of_one_run_lists_costs_and_layers(lowrank):
         "MB a round 32.0",
         "GB total 0.320",
         "GB by the paper's arithmetic 0.320",
+        "tested by the server",
         "GFLOP a round 12,300",
         "TFLOP total 123",
         "estimated time 2 h 1 min",
@@ -65,6 +67,18 @@ def test_the_plan_of_one_run_lists_costs_and_layers(lowrank):
         "head stays as it is: excluded",
     ]:
         assert line in lines
+
+
+def test_a_plan_says_where_clients_test_and_what_that_sends(lowrank, monkeypatch):
+    import lowrank_fl.plan
+
+    made = lowrank_fl.plan.plan(load_config("mnist", ["model.method=fedpara"])).runs[0]
+    tested = lowrank_fl.plan.Plan([dataclasses.replace(made, evaluation_bytes=1_230_000_000)])
+    monkeypatch.setattr(lowrank_fl.plan, "plan", lambda config: tested)
+    lines = [" ".join(line.split()) for line in lowrank(*SINGLE).out.splitlines()]
+    assert "tested by all 100 clients" in lines
+    assert "GB to test 1.23" in lines
+    assert json.loads(lowrank(*SINGLE, "--json").out)["evaluation_bytes"] == 1_230_000_000
 
 
 def test_the_plan_of_a_sweep_counts_the_layers(lowrank):

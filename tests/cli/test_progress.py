@@ -25,6 +25,15 @@ def test_on_a_terminal_the_bar_shows_run_round_accuracy_traffic_and_time_left(ro
         assert part in shown
 
 
+def test_the_bar_shows_the_worst_tenth_where_clients_test(row):
+    screen = io.StringIO()
+    with _Live(Console(file=screen, force_terminal=True, width=120, color_system=None)) as live:
+        live.run_started(START)
+        live.round_ended(row(round=1, accuracy=0.5, worst_accuracy=0.25))
+        live._progress.refresh()
+        assert "50.0% (worst tenth 25.0%)" in screen.getvalue().splitlines()[-1]
+
+
 def test_traffic_and_time_start_anew_with_each_run(row):
     screen = io.StringIO()
     with _Live(Console(file=screen, force_terminal=True, width=120, color_system=None)) as live:

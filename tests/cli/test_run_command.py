@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_fl.results import RunStart
+
 SINGLE = ("fl", "run", "-o", "model.method=fedpara")
 
 
@@ -34,6 +36,24 @@ def test_params_in_the_millions_have_two_decimals(lowrank, monkeypatch, summary)
     made = [summary(params=15_250_250, original_params=15_250_250)]
     monkeypatch.setattr("lowrank_fl.run.run", lambda *_: made)
     assert "15.25M" in lowrank(*SINGLE).out
+
+
+def test_where_clients_test_the_table_and_the_line_say_so_with_the_worst_tenth(lowrank, monkeypatch, summary):
+    made = summary(worst_accuracy=0.5, client_accuracies=[0.5, 1.0], evaluation_bytes=1000)
+
+    def run(config, out, observer):
+        observer.run_started(RunStart("made", 0, 1, "fedpara", 2, 100, 1000, {}))
+        observer.run_ended(made)
+        return [made]
+
+    monkeypatch.setattr("lowrank_fl.run.run", run)
+    outcome = lowrank(*SINGLE)
+    assert "made: fedpara: mean accuracy over clients 95.00% (worst tenth 50.00%) after 2 rounds" in outcome.err
+    above, header, _, values = outcome.out.splitlines()[:4]
+    assert above.split() == ["of", "clients'", "worst", "MB", "MB", "MB"]
+    assert header.split() == ["run", "params", "original", "accuracy", "tenth", "loss", "up", "down", "total", "s"]
+    assert values.split()[:6] == ["fedpara", "100", "10.0%", "95.00%", "50.00%", "0.125"]
+    assert json.loads(lowrank(*SINGLE, "--json").out)["client_accuracies"] == [0.5, 1.0]
 
 
 def test_quiet_leaves_the_table_alone(lowrank, fake_run, tmp_path):

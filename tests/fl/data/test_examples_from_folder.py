@@ -10,6 +10,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from lowrank_core.errors import LowrankError, UsageError
+from lowrank_fl.config import DataConfig, PartitionConfig
+from lowrank_fl.data.load import load_examples
 
 
 def png(value, mode="L", size=(4, 4)):
@@ -222,6 +224,17 @@ def test_one_folder_of_class_folders_holds_out_every_fifth_picture(load, tmp_pat
     assert torch.bincount(examples.test_labels).tolist() == [2, 1]
     assert examples.test_inputs[:, 0, 0, 0].tolist() == [4, 9, 4]
     assert "no test split: every fifth example of each class is held out" in caplog.text
+
+
+def test_nothing_is_held_out_for_the_server_where_clients_hold_out(tmp_path, write_picture):
+    for index in range(10):
+        write_picture(tmp_path / "data" / "cat" / f"{index}.png", "L", index)
+        write_picture(tmp_path / "data" / "dog" / f"{index}.png", "L", index)
+    partition = PartitionConfig(held_out=0.2)
+    examples = load_examples(DataConfig(name="mine", path=str(tmp_path / "data")), partition, 0)
+    assert torch.bincount(examples.labels).tolist() == [10, 10]
+    assert examples.test_inputs.shape == (0, 1, 4, 4)
+    assert len(examples.test_labels) == 0
 
 
 def test_classes_too_small_to_hold_one_out_are_refused(load, tmp_path, write_picture):
