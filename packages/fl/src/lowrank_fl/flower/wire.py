@@ -27,6 +27,8 @@ class Exchange:
 class Wire:
     """What lies between a strategy and its clients, whose ClientApp has `codec_mod` with the same configuration.
 
+    Client n is node n + 1 of the grid.
+
     codec: how numbers are written for the way; as they are if not given.
     seed: of the run.
     """
