@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -159,6 +160,23 @@ def test_clients_of_a_node_that_is_gone_are_left_out():
     clients = open_grid(grid)
     del grid.nodes[next(iter(grid.nodes))]
     assert [reply.metadata.src_node_id for reply in clients.send_and_receive(messages_for(0, 1))] == [2]
+
+
+@pytest.mark.parametrize(
+    ("status", "raised", "said"),
+    [(403, KeyboardInterrupt, None), (500, LowrankError, "the SuperLink fails .*see its own log")],
+)
+def test_a_stopped_run_and_a_failing_superlink_are_told_apart(monkeypatch, status, raised, said):
+    grid = FakeGrid(parts(0, of=1), echo())
+    clients = open_grid(grid)
+
+    def refuse(message_ids):
+        request = httpx.Request("POST", "http://127.0.0.1/pull")
+        raise httpx.HTTPStatusError(f"status {status}", request=request, response=httpx.Response(status))
+
+    monkeypatch.setattr(grid, "pull_messages", refuse)
+    with pytest.raises(raised, match=said):
+        clients.send_and_receive(messages_for(0))
 
 
 def test_nodes_that_come_late_are_waited_for(monkeypatch):

@@ -1,7 +1,10 @@
 """Runs on a SuperLink, up to where Flower's programs begin."""
 
+import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +21,7 @@ from lowrank_fl.flower.app import client, connection, submit, trial
 from lowrank_fl.flower.app.collect import Collector
 from lowrank_fl.flower.app.connection import Connection
 from lowrank_fl.flower.app.events import Listener, Teller
+from lowrank_fl.flower.app.interruption import interruptible
 from lowrank_fl.flower.app.settings import Settings, read_settings, write_settings
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.load import load_config
@@ -229,11 +233,56 @@ def test_a_run_that_ends_without_a_result_is_a_failure(tmp_path, monkeypatch):
 def test_a_run_that_somebody_stops_is_interrupted(tmp_path, monkeypatch):
     script = """case $1 in
         run) echo '{"success": true, "run-id": "7"}';;
-        log) echo 'lowrank-fl: ["stopped", []]';;
+        log) echo 'nothing of ours';;
+        ls) echo '{"success": true, "runs": [{"status": "finished:stopped", "details": ""}]}';;
     esac"""
     programs(tmp_path, monkeypatch, flwr=script)
     with pytest.raises(Interrupted, match="interrupted after 0 finished rounds"):
         submitted(tmp_path)
+
+
+@posix
+def test_ctrl_c_stops_the_run_and_counts_the_rounds_that_were_told(tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    script = f"""echo $1 >> {asked}
+    case $1 in
+        run) echo '{{"success": true, "run-id": "7"}}';;
+        log) echo "$EVENTS"; sleep 60;;
+        stop) echo '{{"success": true}}';;
+    esac"""
+    events = [
+        ["run_started", dataclasses.asdict(RunStart("made", 0, 1, "fedpara", 9, 1, 1, {}))],
+        ["round_ended", dataclasses.asdict(row(1))],
+        ["round_ended", dataclasses.asdict(row(2))],
+        ["note", "now"],
+    ]
+    told = "\n".join("lowrank-fl: " + json.dumps(event) for event in events)
+    programs(tmp_path, monkeypatch, flwr=script.replace('"$EVENTS"', f"'{told}'"))
+
+    class PressCtrlC(Watcher):
+        def note(self, text):
+            raise KeyboardInterrupt
+
+    config = load_config("quickstart", ["engine.kind=superlink", "engine.address=far.example:9"])
+    with pytest.raises(Interrupted, match="interrupted after 2 finished rounds, which are kept in"):
+        run(config.model_copy(update={"sweep": {}}), tmp_path / "out", PressCtrlC())
+    assert asked.read_text().split() == ["run", "log", "stop"]
+
+
+def test_sigterm_interrupts_once():
+    def be_told_twice() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # ignored by now
+            ended_in_order.append(True)
+
+    ended_in_order: list[bool] = []
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        be_told_twice()
+    assert ended_in_order
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @posix

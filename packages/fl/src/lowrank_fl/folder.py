@@ -70,6 +70,12 @@ def read_summary(folder: Path) -> RunSummary | None:
     return RunSummary(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
+def finished_rounds(folder: Path) -> int:
+    """The rounds in a run's metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+
+
 def write_config(path: Path, config: RunConfig, *, sweep: bool = False) -> None:
     """config.yaml: everything it takes to run this again."""
     tree = config.model_dump(mode="json", exclude=None if sweep else {"sweep"})

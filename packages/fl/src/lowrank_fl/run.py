@@ -19,7 +19,7 @@ from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
 from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
-from lowrank_fl.folder import RunFolder, locked, prepare, read_summary, run_name, write_config
+from lowrank_fl.folder import RunFolder, finished_rounds, locked, prepare, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_config
 from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
@@ -31,8 +31,9 @@ class Interrupted(LowrankError):
 
     exit_code = 130
 
-    def __init__(self, out: Path, summaries: Sequence[RunSummary]) -> None:
-        rounds = sum(summary.rounds for summary in summaries)
+    def __init__(self, out: Path, summaries: Sequence[RunSummary], rounds: int | None = None) -> None:
+        if rounds is None:
+            rounds = sum(summary.rounds for summary in summaries)
         super().__init__(f"interrupted after {rounds} finished rounds, which are kept in {out}")
         self.summaries = list(summaries)
 
@@ -72,9 +73,7 @@ def resume(folder: Path, observer: Observer) -> list[RunSummary]:
     return carry_out(config, folder, observer, lambda: make_engine(config))
 
 
-def carry_out(
-    config: RunConfig, folder: Path, observer: Observer, engine_of: Callable[[], Engine]
-) -> list[RunSummary]:
+def carry_out(config: RunConfig, folder: Path, observer: Observer, engine_of: Callable[[], Engine]) -> list[RunSummary]:
     """Carry out what of `config` is not yet done in `folder`, with the engine that `engine_of` makes."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -84,12 +83,14 @@ def carry_out(
 
 
 def _submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
-    from lowrank_fl.flower.app.submit import Stopped, submit
+    from lowrank_fl.flower.app.submit import submit
 
     try:
         return submit(config, folder, observer)
-    except Stopped as stop:
-        raise Interrupted(folder, stop.summaries) from None
+    except KeyboardInterrupt:
+        paths = [folder / run_name(swept) for _, swept in expand(config)]
+        found = [summary for path in paths if (summary := read_summary(path))]
+        raise Interrupted(folder, found, sum(map(finished_rounds, paths))) from None
 
 
 def _carry_out(config: RunConfig, folder: Path, observer: Observer, engine: Engine) -> list[RunSummary]:
@@ -223,9 +224,7 @@ class _Run:
                     found = self._evaluate(trained)
                 row = _row(trained, found, time.perf_counter() - began)
                 folder.add_round(row)
-                carried = Checkpoint(
-                    trained.number, to_arrays(trained.arrays), strategy_state(strategy), wire.state()
-                )
+                carried = Checkpoint(trained.number, to_arrays(trained.arrays), strategy_state(strategy), wire.state())
                 save_checkpoint(self.path, config, carried)
                 self.rows.append(row)
                 self.arrays = trained.arrays

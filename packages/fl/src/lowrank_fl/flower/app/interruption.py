@@ -4,16 +4,23 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Inside the block SIGTERM is what Ctrl-C is: what was begun is ended in order."""
+    """Inside the block SIGTERM is what Ctrl-C is, and later ones are ignored: ending in order takes time."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(each, interrupt) for each in signals]
     try:
         yield
     finally:

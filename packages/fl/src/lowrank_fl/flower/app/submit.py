@@ -1,11 +1,12 @@
 """`lowrank fl run --engine superlink`: submit a run, show its rounds, bring back what came of it."""
 
 import json
-import subprocess
 import tempfile
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
@@ -18,13 +19,8 @@ from lowrank_fl.flower.app.trial import local_superlink
 from lowrank_fl.folder import write_whole
 from lowrank_fl.results import Observer, RunSummary
 
-
-class Stopped(Exception):
-    """Ctrl-C, and the run has been stopped on the SuperLink."""
-
-    def __init__(self, summaries: list[RunSummary]) -> None:
-        super().__init__("stopped")
-        self.summaries = summaries
+# How long the ServerApp may take to write what the finished rounds came to.
+_LAST_SECONDS = 60.0
 
 
 def submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
@@ -35,7 +31,7 @@ def submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSumma
 
     Raises:
         LowrankError: the SuperLink cannot be reached, or the run fails there.
-        Stopped: Ctrl-C.
+        KeyboardInterrupt: Ctrl-C, or somebody stopped the run; the ServerApp has been told to keep what is finished.
     """
     engine, folder = config.engine, folder.resolve()
     here = engine.local_nodes is not None or (is_loopback(engine.address or "") and engine.server_folder is None)
@@ -52,7 +48,13 @@ def submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSumma
             connection = stack.enter_context(local_superlink(engine, home))
         else:
             connection = Connection(engine.address, engine, home)
-        summaries = _follow(connection, settings, Listener(observer if here else Collector(config, folder, observer)))
+        listener = Listener(observer if here else Collector(config, folder, observer))
+        try:
+            summaries = _follow(connection, settings, listener)
+        except KeyboardInterrupt:
+            if here:
+                _wait_for_the_serverapp(folder)
+            raise
     return summaries if here else [Collector.brought_home(summary, folder) for summary in summaries]
 
 
@@ -68,29 +70,28 @@ def _follow(connection: Connection, settings: Settings, listener: Listener) -> l
     """Start the run and pass on what it tells until it ends."""
     run = connection.submit(write_settings(settings))
     said: list[str] = []
-    interrupted = False
     with connection.log(run) as log:
         try:
-            _listen(log, listener, said)
+            assert log.stdout is not None
+            said += [line for line in log.stdout if not listener.hear(line)]
         except KeyboardInterrupt:
-            interrupted = True
-            connection.stop(run)
-            # What the finished rounds came to, which the ServerApp tells last.
-            _listen(log, listener, said)
+            with suppress(LowrankError):  # it has ended by itself meanwhile
+                connection.stop(run)
+            raise
         finally:
             log.kill()
-    if interrupted or listener.stopped:
-        raise Stopped(listener.summaries or [])
     if listener.error is not None:
         raise LowrankError(listener.error)
-    if listener.summaries is None:
-        last = " ".join(" ".join(said[-5:]).split())
-        raise LowrankError(f"the run ended on the SuperLink without a result ({connection.state(run)}): {last}")
-    return listener.summaries
+    if listener.summaries is not None and not listener.stopped:
+        return listener.summaries
+    state = connection.state(run)
+    if listener.stopped or "stopped" in state:
+        raise KeyboardInterrupt
+    last = " ".join(" ".join(said[-5:]).split())
+    raise LowrankError(f"the run ended on the SuperLink without a result ({state}): {last}")
 
 
-def _listen(log: "subprocess.Popen[str]", listener: Listener, said: list[str]) -> None:
-    assert log.stdout is not None
-    for line in log.stdout:
-        if not listener.hear(line):
-            said.append(line)
+def _wait_for_the_serverapp(folder: Path) -> None:
+    """It holds the folder's lock until it has written what the finished rounds came to."""
+    with suppress(Timeout), FileLock(folder / ".lock", timeout=_LAST_SECONDS):
+        pass

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 
+import httpx
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -76,13 +77,22 @@ class HostedGrid(Grid):
         replies: list[Message] = []
         deadline = None if limit is None else time.monotonic() + limit
         while waiting:
-            for reply in self._grid.pull_messages(list(waiting)):
+            for reply in self._pull(waiting):
                 message = waiting.pop(reply.metadata.reply_to_message_id)
                 replies.append(_reply_of_client(reply, message))
             if not waiting or (deadline is not None and time.monotonic() > deadline):
                 break
             time.sleep(_INTERVAL)
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def _pull(self, waiting: Iterable[str]) -> Iterable[Message]:
+        try:
+            return self._grid.pull_messages(list(waiting))
+        except httpx.HTTPStatusError as error:
+            # This is how a ServerApp learns first that its run has been stopped.
+            if error.response.is_client_error:
+                raise KeyboardInterrupt from error
+            raise LowrankError(f"the SuperLink fails ({error}); see its own log") from None
 
     def _readdressed(self, message: Message, node: int, limit: float | None) -> Message:
         content = message.content
@@ -106,7 +116,7 @@ class HostedGrid(Grid):
                 ids = self._grid.push_messages(questions)
                 asked |= {name: node for name, node in zip(ids, new, strict=True) if name}
             if asked:
-                for reply in self._grid.pull_messages(list(asked)):
+                for reply in self._pull(asked):
                     node = asked.pop(reply.metadata.reply_to_message_id)
                     self._parts[node] = _part_of(node, reply)
             missing = self._missing()
