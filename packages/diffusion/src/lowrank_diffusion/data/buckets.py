@@ -1,0 +1,46 @@
+"""Shapes that pictures are cut to: near their own, with the same number of pixels."""
+
+import math
+
+from lowrank_core.errors import UsageError
+from lowrank_diffusion.data.picture import Size
+
+
+def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
+    """Heights and widths in multiples of `step`, of at most `resolution` squared pixels, from tall to wide.
+
+    A shape belongs to them when neither side can be a step longer within `max_aspect` and the
+    number of pixels; and the square always does.
+
+    Raises:
+    ------
+    UsageError
+        When not even a square of one step fits.
+    """
+    if step > resolution:
+        raise UsageError(
+            f"data.bucket_step is {step} and data.resolution {resolution}, so that no side is a multiple of the step; "
+            "set data.bucket_step to at most data.resolution"
+        )
+
+    def longest(other: int) -> int:
+        """The longest side beside another one."""
+        return int(min(resolution**2 // other, max_aspect * other)) // step * step
+
+    square = resolution // step * step
+    sizes = {(square, square)}
+    for height in range(step, int(resolution * math.sqrt(max_aspect)) + 1, step):
+        width = longest(height)
+        if width and longest(width) == height:
+            sizes.add((height, width))
+    return sorted(sizes, key=lambda size: size[1] / size[0])
+
+
+def nearest_bucket(size: Size, buckets: list[Size]) -> Size:
+    """The bucket whose aspect has the smallest ratio to the picture's; of equals the one with more pixels."""
+
+    def distance(bucket: Size) -> tuple[float, int]:
+        apart = abs(math.log(bucket[1] * size[0] / (bucket[0] * size[1])))
+        return round(apart, 12), -bucket[0] * bucket[1]
+
+    return min(buckets, key=distance)
