@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-COMMANDS = [(), ("fl",), ("fl", "run"), ("fl", "presets"), ("fl", "partition"), ("convert",), ("count-params",)]
+FL = [("fl",), *(("fl", command) for command in ("run", "presets", "partition", "report"))]
+COMMANDS = [(), *FL, ("convert",), ("count-params",)]
 HEAVY = {"torch", "torchvision", "flwr", "flwr_datasets", "datasets", "diffusers", "peft", "pydantic", "numpy", "rich"}
 
 IMPORTED = """

@@ -1,6 +1,7 @@
 """Figures for a page, as SVG that takes the page's colours."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -64,7 +65,8 @@ def accuracy_against_bytes(setting: str, groups: Sequence[Group]) -> Drawing | N
     groups = [group for group in groups if group.total_bytes()]
     if not groups:
         return None
-    axes, finish = _axes("MB sent, up and down, all clients", "accuracy, %")
+    title = f"{setting}: accuracy against traffic"
+    axes, finish = _axes(title, "MB sent, up and down, all clients", "accuracy, %")
     for number, group in enumerate(groups):
         rounds = list(zip(*([row.accuracy for row in run.rows] for run in group.runs), strict=False))
         sent = [sum(values) / len(values) / 1e6 for values in zip(*group.bytes_so_far(), strict=False)]
@@ -80,7 +82,7 @@ def accuracy_against_bytes(setting: str, groups: Sequence[Group]) -> Drawing | N
         for group in groups
     )
     return Drawing(
-        f"{setting}: accuracy against traffic",
+        title,
         "The mean over seeds; a band is its 95 % confidence interval, a dot a round.",
         f"Accuracy against the megabytes sent, logarithmic. {ends}.",
         finish(),
@@ -98,7 +100,8 @@ def gamma_sweep(setting: str, groups: Sequence[Group]) -> Drawing | None:
     swept = [sorted(line, key=lambda group: group.essence["model.gamma"]) for line in lines.values() if len(line) > 1]
     if not swept:
         return None
-    axes, finish = _axes("γ", "accuracy after the last round, %")
+    title = f"{setting}: accuracy over γ"
+    axes, finish = _axes(title, "γ", "accuracy after the last round, %")
     names: list[str] = []
     told: list[str] = []
     for number, line in enumerate(swept):
@@ -125,7 +128,7 @@ def gamma_sweep(setting: str, groups: Sequence[Group]) -> Drawing | None:
         names.append(group.label)
         told.append(f"the original {found.mean:.2f} %")
     return Drawing(
-        f"{setting}: accuracy over γ",
+        title,
         "The mean over seeds with its 95 % confidence interval"
         + ("; the dashed line is the original network." if originals else "."),
         f"Final accuracy: {', '.join(told)}.",
@@ -139,7 +142,8 @@ def personalisation(setting: str, groups: Sequence[Group]) -> Drawing | None:
     known = [(group, worst) for group in groups if (worst := group.worst_accuracy()) is not None]
     if not known:
         return None
-    axes, finish = _axes("accuracy on the clients' own data, %", None, height=1.1 + 0.62 * len(known))
+    title = f"{setting}: clients on their own data"
+    axes, finish = _axes(title, "accuracy on the clients' own data, %", None, height=1.1 + 0.62 * len(known))
     told: list[str] = []
     for place, (group, worst) in enumerate(known):
         for number, found in enumerate((group.accuracy().scaled(100), worst.scaled(100))):
@@ -148,7 +152,7 @@ def personalisation(setting: str, groups: Sequence[Group]) -> Drawing | None:
     axes.set_xlim(0, 108)
     _name_bars(axes, [group.label for group, _ in known])
     return Drawing(
-        f"{setting}: clients on their own data",
+        title,
         "Bars are means over seeds, whiskers their 95 % confidence intervals.",
         f"Mean over clients, and over the worst tenth of them: {'; '.join(told)}.",
         finish(),
@@ -161,7 +165,8 @@ def seconds_a_round(setting: str, groups: Sequence[Group], rates: Sequence[float
     if not rates:
         return None
     height = 1.0 + (0.22 + 0.22 * len(rates)) * len(groups)
-    axes, finish = _axes("seconds a round", None, height=height)
+    title = f"{setting}: seconds a round"
+    axes, finish = _axes(title, "seconds a round", None, height=height)
     told: list[str] = []
     step = 0.8 / len(rates)
     for place, group in enumerate(groups):
@@ -176,7 +181,7 @@ def seconds_a_round(setting: str, groups: Sequence[Group], rates: Sequence[float
     axes.set_xlim(0, 1.15 * max(group.seconds_at(rate).mean for group in groups for rate in rates))
     _name_bars(axes, [group.label for group in groups])
     return Drawing(
-        f"{setting}: seconds a round",
+        title,
         "One client's share of the measured computing, and its bytes down and up over the link.",
         f"Seconds a round by megabits a second: {'; '.join(told)}.",
         finish(),
@@ -184,7 +189,7 @@ def seconds_a_round(setting: str, groups: Sequence[Group], rates: Sequence[float
     )
 
 
-def _axes(x: str, y: str | None, height: float = _SIZE[1]) -> tuple[Any, Any]:
+def _axes(title: str, x: str, y: str | None, height: float = _SIZE[1]) -> tuple[Any, Any]:
     """Axes, and the function that turns them into SVG."""
     # matplotlib takes a second to import; a Figure of its own leaves pyplot's windows alone.
     from matplotlib import rc_context
@@ -207,7 +212,7 @@ def _axes(x: str, y: str | None, height: float = _SIZE[1]) -> tuple[Any, Any]:
     def finish() -> str:
         text = StringIO()
         # Text as text, and the same bytes from the same runs. The title keeps one figure's ids from another's.
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"{x}{y}{id(figure)}"}):
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return _for_page(text.getvalue())
 
@@ -217,15 +222,15 @@ def _axes(x: str, y: str | None, height: float = _SIZE[1]) -> tuple[Any, Any]:
 def _for_page(svg: str) -> str:
     """The element alone, with the page's colours for the placeholders, and a size that the page decides."""
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    # Groups are numbered alike in every figure, and nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for number, colour in enumerate(_SERIES):
         svg = svg.replace(colour, f"var(--series-{number})")
     head, body = svg.split(">", 1)
-    kept = [part for part in head.split("\n") if part]
-    box = next(word for word in " ".join(kept).split('" ') if word.startswith("viewBox")).rstrip('"')
-    start = body.find("<metadata>")
-    if start >= 0:
-        body = body[:start] + body[body.index("</metadata>") + len("</metadata>") :]
-    return f'<svg {box}" aria-hidden="true" xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box is not None, "matplotlib gives every SVG a viewBox"
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    return f'<svg {box[0]} aria-hidden="true" xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
 
 
 def _bar(
