@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,16 +61,25 @@ def started(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_ray_gives_the_bits_of_the_local_engine(tmp_path, strategy):
-    """SCAFFOLD's clients also keep a state on disk, which any actor may go on with."""
+def test_ray_gives_the_bits_of_the_local_engine(tmp_path):
+    """Of a sweep: with a state on disk that any actor may go on with, with parts of the model that stay with the
+    clients and are tested there, and with numbers that are rounded on the way.
+    """
     pytest.importorskip("ray")
-    chosen = f"strategy.name={strategy}"
-    alone = weights_of(tmp_path / "alone", chosen, "engine.workers=1")
-    assert weights_of(tmp_path / "workers", chosen, "engine.workers=2") == alone
-    assert weights_of(tmp_path / "ray", chosen, "engine.kind=ray", "engine.workers=2") == alone
-    assert results(tmp_path / "ray") == results(tmp_path / "alone")
-    assert (tmp_path / "ray" / "clients").exists() == (strategy == "scaffold")
+    settings = [*SMALL, "partition.held_out=0.25", "codec.up=int8"]
+    sweep = ["strategy.name=fedavg,scaffold", "model.method=fedpara,pfedpara"]
+    for engine in ("alone", "workers", "ray"):
+        kind = ["engine.workers=1"] if engine == "alone" else ["engine.workers=2"]
+        kind += ["engine.kind=ray"] if engine == "ray" else []
+        run(load_config("quickstart", [*settings, *kind], sweep=sweep), tmp_path / engine, Watcher())
+    names = {path.parent.name for path in (tmp_path / "alone").glob("*/model.safetensors")}
+    assert len(names) == 4
+    for name in names:
+        alone = tmp_path / "alone" / name
+        for other in (tmp_path / "workers" / name, tmp_path / "ray" / name):
+            assert (other / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+            assert results(other) == results(alone)
+        assert (tmp_path / "ray" / name / "clients").exists() == ("fedpara-fedavg" != name)
 
 
 @pytest.mark.slow
@@ -87,6 +98,29 @@ def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behi
 
 
 @pytest.mark.slow
+def test_a_trial_over_tls_with_nodes_that_prove_who_they_are(tmp_path):
+    for program in ("openssl", "ssh-keygen"):
+        if shutil.which(program) is None:
+            pytest.skip(f"makes its certificates and keys with {program}")
+    (tmp_path / "names.txt").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for command in (
+        "openssl req -x509 -newkey rsa:2048 -noenc -days 2 -subj /CN=CA -keyout ca.key -out ca.pem",
+        "openssl req -newkey rsa:2048 -noenc -subj /CN=localhost -keyout server.key -out server.csr",
+        "openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names.txt "
+        "-out server.pem",
+        "ssh-keygen -q -t ecdsa -b 384 -N '' -f node-0",
+    ):
+        subprocess.run(shlex.split(command), cwd=tmp_path, check=True, capture_output=True)
+    files = {"root_certificates": "ca.pem", "certificate": "server.pem", "private_key": "server.key"}
+    keys = [f"engine.{key}={tmp_path / file}" for key, file in files.items()]
+    keys.append(f"engine.node_keys=[{tmp_path / 'node-0'}]")
+    config = load_config("quickstart", [*SMALL, "rounds=1", *keys], local_nodes=1)
+    run(config, tmp_path / "nodes", Watcher())
+    alone = weights_of(tmp_path / "alone", "rounds=1", "engine.workers=1")
+    assert (tmp_path / "nodes" / "model.safetensors").read_bytes() == alone
+
+
+@pytest.mark.slow
 def test_a_failure_on_the_supernodes_is_the_commands_own(tmp_path):
     config = load_config("quickstart", [*SMALL, "federation.lr=1e20"], local_nodes=1)
     with pytest.raises(LowrankError, match=r"cannot be used in round 1: training diverged"):
@@ -94,7 +128,9 @@ def test_a_failure_on_the_supernodes_is_the_commands_own(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [["--local-nodes", "2"], ["--engine", "ray", "-o", "engine.workers=2"]])
+@pytest.mark.parametrize(
+    "engine", [["--local-nodes", "2"], ["--engine", "ray", "-o", "engine.workers=2"]], ids=["superlink", "ray"]
+)
 def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(tmp_path, started, engine):
     out = tmp_path / "run"
     settings = [part for pair in [*SMALL, "rounds=100000"] for part in ("-o", pair)]

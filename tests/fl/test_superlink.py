@@ -297,9 +297,10 @@ def test_ending_a_program_ends_what_it_started(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, flower_superlink='sleep 600 & echo $! > "$0.pid"; trap "" TERM; sleep 600')
     monkeypatch.setattr(trial, "_STOP_SECONDS", 0.2)
     pid = tmp_path / "flower-superlink.pid"
-    with trial._running(["flower-superlink"], tmp_path, "log"):
-        while not pid.exists() or not pid.read_text().strip():
-            time.sleep(0.01)
+    process = trial._start([str(tmp_path / "flower-superlink")], tmp_path, "log")
+    while not pid.exists() or not pid.read_text().strip():
+        time.sleep(0.01)
+    trial._end([process])
     state = subprocess.run(["ps", "-o", "stat=", "-p", pid.read_text().strip()], capture_output=True, text=True)
     assert state.stdout.strip() in ("", "Z")
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lowrank_core import LowrankError
@@ -33,11 +33,12 @@ def local_superlink(engine: EngineConfig, home: Path) -> Generator[Connection]:
     ports = _free_ports(1 + nodes)
     address = f"127.0.0.1:{ports[0]}"
     connection = Connection(address, engine, home)
-    with ExitStack() as stack:
+    started: list[subprocess.Popen[bytes]] = []
+    try:
         superlink = ["flower-superlink", "--disable-runtime-dependency-installation", *_superlink_tls(engine)]
         superlink += ["--host", "127.0.0.1", "--port", str(ports[0])]
-        process = stack.enter_context(_running(superlink, home, "superlink.log"))
-        _wait_until_it_listens(process, ports[0], home / "superlink.log")
+        started.append(_start(superlink, home, "superlink.log"))
+        _wait_until_it_listens(started[0], ports[0], home / "superlink.log")
         for node, port in enumerate(ports[1:]):
             part = f"partition-id={node} num-partitions={nodes}"
             supernode = ["flower-supernode", "--superlink", address, "--port", str(port), *_supernode_tls(engine)]
@@ -45,8 +46,10 @@ def local_superlink(engine: EngineConfig, home: Path) -> Generator[Connection]:
                 key = file_of("engine.node_keys", engine.node_keys[node])
                 connection.register(file_of("engine.node_keys", f"{engine.node_keys[node]}.pub"))
                 supernode += ["--auth-supernode-private-key", str(key)]
-            stack.enter_context(_running([*supernode, "--node-config", part], home, f"supernode-{node}.log"))
+            started.append(_start([*supernode, "--node-config", part], home, f"supernode-{node}.log"))
         yield connection
+    finally:
+        _end(started)
 
 
 def _superlink_tls(engine: EngineConfig) -> list[str]:
@@ -67,36 +70,32 @@ def _supernode_tls(engine: EngineConfig) -> list[str]:
     return ["--root-certificates", str(file_of("engine.root_certificates", engine.root_certificates))]
 
 
-@contextmanager
-def _running(command: Sequence[str], home: Path, log: str) -> Generator["subprocess.Popen[bytes]"]:
+def _start(command: Sequence[str], home: Path, log: str) -> "subprocess.Popen[bytes]":
+    """Start a program in a group of its own, with all that it starts: Ctrl-C leaves it alone, it ends whole."""
     variables = environment(home)
     # How often a process is looked for that a message needs; Flower's second is meant for many machines.
     variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
     with (home / log).open("wb") as file:
-        # In a group of its own, with all it starts: Ctrl-C leaves it alone, and it can be ended whole.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
-    try:
-        yield process
-    finally:
-        _end(process)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    _signal_group(process, signal.SIGTERM)
+def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """End programs and all that they started: asked at first, then by force."""
+    for process in processes:
+        _signal_group(process, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline and _group_lives(process):
+    while time.monotonic() < deadline and any(_group_lives(process) for process in processes):
         time.sleep(0.05)
-    _signal_group(process, signal.SIGKILL)
-    process.wait()
+    for process in processes:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _group_lives(process: "subprocess.Popen[bytes]") -> bool:
