@@ -36,9 +36,11 @@ class DataShape:
     classes: int
     examples: int
     test_examples: int
+    makers: int | None = None
+    """Who made the training examples, where that is known; a natural partition leaves out all but one a client."""
 
 
-# So that a plan needs no download; the tests hold these against the loaders.
+# So that a plan needs no download, or no file of one's own; the tests hold these against the loaders.
 _SHAPES = {
     "digits": DataShape((1, 8, 8), 10, 1442, 355),
     "cifar10": DataShape((3, 32, 32), 10, 50_000, 10_000),
@@ -46,6 +48,10 @@ _SHAPES = {
     "cinic10": DataShape((3, 32, 32), 10, 90_000, 90_000),
     "mnist": DataShape((1, 28, 28), 10, 60_000, 10_000),
     "emnist": DataShape((1, 28, 28), 62, 697_932, 116_323),
+    # flwrlabs/femnist, which has no test split.
+    "femnist": DataShape((1, 28, 28), 62, 814_277, 0, makers=3_597),
+    # All plays by speaking role, public domain; another edition has about as many.
+    "shakespeare": DataShape((80,), 80, 659_471, 155_023, makers=850),
 }
 
 
@@ -177,15 +183,22 @@ def _trained_examples(config: RunConfig, data: DataShape) -> float:
 
 
 def _data_shape(config: RunConfig) -> DataShape:
-    known = _SHAPES.get(config.data.name)
-    if known is None:
+    """Of the examples that the run's clients and its server hold."""
+    data = config.data
+    known = _SHAPES.get(data.name)
+    # A text is read faster than it is trained on for a second, and nobody's is quite like ours.
+    if known is None or (data.name == "shakespeare" and data.path is not None):
         from lowrank_fl.data import load_examples
 
-        examples = load_examples(config.data, config.partition, 0)
-        return DataShape(examples.input_shape, len(examples.classes), len(examples.labels), len(examples.test_labels))
-    if config.data.max_examples is not None:
-        return dataclasses.replace(known, examples=min(known.examples, config.data.max_examples))
-    return known
+        examples = load_examples(data, config.partition, 0)
+        makers = None if examples.groups is None else len(set(examples.groups))
+        shape, classes = examples.input_shape, len(examples.classes)
+        known = DataShape(shape, classes, len(examples.labels), len(examples.test_labels), makers)
+    held = min(known.examples, data.max_examples or known.examples)
+    if config.partition.kind == "natural" and known.makers is not None:
+        held = held * config.federation.clients // known.makers
+    tested = min(known.test_examples, data.max_test_examples or known.test_examples)
+    return dataclasses.replace(known, examples=held, test_examples=tested)
 
 
 def _build(config: RunConfig, data: DataShape) -> tuple[nn.Module, FactorizeReport | None]:
