@@ -24,10 +24,10 @@ def split_held_out(count: int, share: float, seed: int, note: Note) -> tuple[lis
 class GlobalBatches:
     """Batches of one bucket each, as a function of the seed and the step alone.
 
-    Every bucket has an endless sequence of its own, in which each epoch's shuffled pictures follow
-    the last epoch's, and its batches cut that sequence without gaps. So what one batch lacks at
-    the end of an epoch is filled up from the next epoch's beginning, nobody is left out, and after
-    n epochs each picture has been shown n times `repeats` or, in a bucket's last batch, more often.
+    Every bucket has an endless sequence of its own, its pictures shuffled anew again and again, and
+    its batches cut that sequence without gaps. So what the last batch of an epoch lacks comes from
+    the next epoch's beginning, which then goes on behind it: after n epochs every picture has been
+    shown n times `repeats`, and only a bucket's last batch can have shown some more often.
 
     Args:
         buckets: Each picture's bucket, by the picture's number.
@@ -38,9 +38,9 @@ class GlobalBatches:
 
     def __init__(self, buckets: Mapping[int, Size], size: int, repeats: int, seed: int) -> None:
         assert buckets, "split_held_out leaves at least one picture"
-        self.size, self.seed = size, seed
+        self.size, self.repeats, self.seed = size, repeats, seed
         self._members = [
-            np.repeat([picture for picture, own in sorted(buckets.items()) if own == bucket], repeats)
+            np.array([picture for picture, own in sorted(buckets.items()) if own == bucket])
             for bucket in sorted(set(buckets.values()))
         ]
 
@@ -71,15 +71,15 @@ class GlobalBatches:
         return int(self._batches_before(epoch).sum())
 
     def _batches_before(self, epoch: int) -> np.ndarray:
-        """For each bucket, the batches that show every picture in each epoch before."""
-        return np.array([-(-epoch * len(members) // self.size) for members in self._members])
+        """For each bucket, the batches that show its pictures as often as the epochs before should."""
+        return np.array([-(-epoch * self.repeats * len(members) // self.size) for members in self._members])
 
     def _stretch(self, bucket: int, start: int) -> list[int]:
         """A batch's worth of a bucket's endless sequence."""
         members = self._members[bucket]
         first, last = start // len(members), (start + self.size - 1) // len(members)
-        epochs = np.concatenate([self._shuffled(members, bucket + 1, epoch) for epoch in range(first, last + 1)])
-        return epochs[start - first * len(members) :][: self.size].tolist()
+        rounds = np.concatenate([self._shuffled(members, bucket + 1, number) for number in range(first, last + 1)])
+        return rounds[start - first * len(members) :][: self.size].tolist()
 
-    def _shuffled(self, numbers: np.ndarray, which: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng(derive_seed(self.seed, "order", which, epoch)).permutation(numbers)
+    def _shuffled(self, numbers: np.ndarray, which: int, turn: int) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self.seed, "order", which, turn)).permutation(numbers)

@@ -9,8 +9,7 @@ from lowrank_diffusion.data.picture import Size
 def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
     """Heights and widths in multiples of `step`, of at most `resolution` squared pixels, from tall to wide.
 
-    A shape belongs to them when neither side can be a step longer within `max_aspect` and the
-    number of pixels; and the square always does.
+    Of the shapes within `max_aspect` those that fit into no other, and always the square.
 
     Raises:
     ------
@@ -23,16 +22,17 @@ def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
             "set data.bucket_step to at most data.resolution"
         )
 
-    def longest(other: int) -> int:
-        """The longest side beside another one."""
-        return int(min(resolution**2 // other, max_aspect * other)) // step * step
+    allowed: list[Size] = []
+    for height in range(step, int(resolution * math.sqrt(max_aspect)) + 1, step):
+        width = int(min(resolution**2 // height, max_aspect * height)) // step * step
+        if width and height <= max_aspect * width:
+            allowed.append((height, width))
+
+    def fits_into_another(size: Size) -> bool:
+        return any(size != other and size[0] <= other[0] and size[1] <= other[1] for other in allowed)
 
     square = resolution // step * step
-    sizes = {(square, square)}
-    for height in range(step, int(resolution * math.sqrt(max_aspect)) + 1, step):
-        width = longest(height)
-        if width and longest(width) == height:
-            sizes.add((height, width))
+    sizes = {size for size in allowed if not fits_into_another(size)} | {(square, square)}
     return sorted(sizes, key=lambda size: size[1] / size[0])
 
 

@@ -9,7 +9,7 @@ from lowrank_diffusion.data.picture import Picture
 from lowrank_diffusion.tiny.drawings import COLOURS, PLACES
 
 _WALL, _ROOF = COLOURS["yellow"], COLOURS["red"]
-_BACKGROUNDS = ("blue", "green", "white", "purple", "black", "pink", "brown", "blue")
+_BACKGROUNDS = ("blue", "green", "white", "purple", "black", "pink", "brown")
 _SHAPES = ((1.0, 1.0), (0.75, 1.25), (1.25, 0.75))
 """Height and width, in sides of the square."""
 _FINER = 4
@@ -38,7 +38,7 @@ class House:
         red, green, blue = (max(0, min(255, channel + shade)) for channel in COLOURS[self.background])
         canvas = Image.new("RGB", (self.width * _FINER, self.height * _FINER), (red, green, blue))
         x, y = PLACES[self.place] if self.place else (rng.uniform(0.45, 0.55), rng.uniform(0.45, 0.55))
-        half = min(canvas.size) * (rng.uniform(0.17, 0.2) if self.place else rng.uniform(0.2, 0.3))
+        half = min(canvas.size) * (rng.uniform(0.2, 0.23) if self.place else rng.uniform(0.26, 0.36))
         x, y = x * canvas.width, y * canvas.height
         pen = ImageDraw.Draw(canvas)
         pen.rectangle((x - 0.8 * half, y - 0.1 * half, x + 0.8 * half, y + half), fill=_WALL)
@@ -52,8 +52,8 @@ def quickstart_pictures(resolution: int) -> list[Picture]:
     pictures: list[Picture] = []
     for number in range(len(places) * len(_SHAPES)):
         height, width = (round(side * resolution) for side in _SHAPES[number // len(places)])
-        # 3 and 8 have no common divisor, so that a place changes its background with the shape.
-        background = _BACKGROUNDS[(number + 3 * (number // len(places))) % len(_BACKGROUNDS)]
+        # Seven backgrounds and eight places, so that a place changes its background with the shape.
+        background = _BACKGROUNDS[number % len(_BACKGROUNDS)]
         house = House(number, height, width, background, places[number % len(places)])
         pictures.append(Picture(f"house {number}", house.caption, house))
     return pictures
