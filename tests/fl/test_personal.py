@@ -14,7 +14,7 @@ from lowrank_fl.config import FederationConfig, ModelConfig, StrategyConfig
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.grid import LocalGrid
-from lowrank_fl.flower.records import to_arrays, to_record
+from lowrank_fl.flower.records import map_slots, to_arrays, to_record
 from lowrank_fl.flower.rounds import train_rounds
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
@@ -312,3 +312,13 @@ def test_the_jacobian_correction_leaves_frozen_weights_out(tmp_path):
 def test_clients_with_a_part_of_their_own_need_a_folder():
     with pytest.raises(LowrankError, match=r"keep something between rounds; give them a folder for it \(state_folder"):
         Personal(Trainer(model_of("fedper"), small_examples(), parts(2), how("fedper", None)))
+
+
+def test_arrays_of_no_numbers_need_no_slot():
+    """Under `local` the mapped slots have no bytes, and a codec may still send arrays of size 0."""
+    map_slots(torch.empty(3, 0, dtype=torch.uint8))
+    try:
+        record = to_record({"none": torch.empty(0, dtype=torch.int32)}, shared=False, slot=2)
+    finally:
+        map_slots(None)
+    assert to_arrays(record)["none"].shape == (0,)

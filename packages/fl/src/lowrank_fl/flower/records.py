@@ -83,7 +83,7 @@ def to_record(
     """
     tensors = {name: torch.as_tensor(values) for name, values in state.items()}
     layout, size = lay_out(tensors)
-    if slot is not None and _slots is not None and slot < _slots.shape[0] and size <= _slots.shape[1]:
+    if slot is not None and _slots is not None and slot < _slots.shape[0] and 0 < size <= _slots.shape[1]:
         record = _from_slot(layout, slot)
     else:
         # Allocated shared at once, because sharing it later would copy.
