@@ -148,6 +148,25 @@ def test_what_the_largest_entries_leave_out_is_sent_later(tmp_path):
     np.testing.assert_array_equal(to_arrays(reply.content.array_records["arrays"])["w"], [8, 0, 6, 0])
 
 
+def test_error_feedback_reaches_what_larger_changes_hide(tmp_path):
+    """Two clients' largest changes cancel for ever; what they agree on is smaller, and needs error feedback."""
+    changes = [{"w": np.array([10, 1], np.float32)}, {"w": np.array([-10, 1], np.float32)}]
+    reached = {}
+    for folder in (tmp_path, None):
+        weights = np.zeros(2, np.float32)
+        apps = [Flower(config("topk", top_k=0.5), folder and folder / str(n), clients=1) for n in range(2)]
+        for number in range(1, 41):
+            sent = []
+            for app, app.change in zip(apps, changes, strict=True):
+                (reply,) = app.round(number, {"w": weights}, [0]).replies
+                sent.append(to_arrays(reply.content.array_records["arrays"])["w"])
+            weights = np.mean(sent, axis=0)
+        reached[folder] = weights.tolist()
+    assert reached[None] == [0, 0]
+    assert reached[tmp_path][0] == 0
+    assert reached[tmp_path][1] >= 40 - 20  # all that was asked for, less what is still on its way
+
+
 def test_without_a_folder_what_is_left_out_is_lost():
     app = Flower(config("topk", top_k=0.5), clients=1)
     app.change = {"w": np.array([8, 4, 3, 1], np.float32)}

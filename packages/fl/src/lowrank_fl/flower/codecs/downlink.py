@@ -92,9 +92,10 @@ class Downlink:
         if self.config.down == "none":
             return Sent(layout, model, model, kept)
         if self.config.down == "topk":
-            shadow = self.shadows.setdefault(key, Shadow(model, version))
-            shadow.advance(model, version, self.config.top_k)
-            return Sent(layout, model, shadow.values.clone(), kept)
+            if key not in self.shadows:
+                self.shadows[key] = Shadow(model, version)
+            self.shadows[key].advance(model, version, self.config.top_k)
+            return Sent(layout, model, self.shadows[key].values, kept)
         codec = make_codec(self.config.down, self.config)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "server_codec", version))
         packed = codec.encode(model, layout.sizes, generator)
