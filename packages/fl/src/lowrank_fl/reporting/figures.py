@@ -78,7 +78,7 @@ def accuracy_against_bytes(setting: str, groups: Sequence[Group]) -> Drawing | N
             axes.fill_between(sent, low, high, color=_colour(number), alpha=0.18, linewidth=0)
     _megabyte_axis(axes)
     ends = "; ".join(
-        f"{group.label} ends at {100 * group.accuracy().mean:.2f} % after {three_digits(group.total_bytes() / 1e6)} MB"
+        f"{group.name} ends at {100 * group.accuracy().mean:.2f} % after {three_digits(group.total_bytes() / 1e6)} MB"
         for group in groups
     )
     return Drawing(
@@ -86,7 +86,7 @@ def accuracy_against_bytes(setting: str, groups: Sequence[Group]) -> Drawing | N
         "The mean over seeds; a band is its 95 % confidence interval, a dot a round.",
         f"Accuracy against the megabytes sent, logarithmic. {ends}.",
         finish(),
-        _keys([group.label for group in groups]),
+        _keys([group.name for group in groups]),
     )
 
 
@@ -125,7 +125,7 @@ def gamma_sweep(setting: str, groups: Sequence[Group]) -> Drawing | None:
         axes.axhline(found.mean, color=_colour(number), linewidth=1.6, linestyle="--")
         if found.half is not None:
             axes.axhspan(found.low, found.high, color=_colour(number), alpha=0.15, linewidth=0)
-        names.append(group.label)
+        names.append(group.name)
         told.append(f"the original {found.mean:.2f} %")
     return Drawing(
         title,
@@ -148,9 +148,9 @@ def personalisation(setting: str, groups: Sequence[Group]) -> Drawing | None:
     for place, (group, worst) in enumerate(known):
         for number, found in enumerate((group.accuracy().scaled(100), worst.scaled(100))):
             _bar(axes, place + (0.2, -0.2)[1 - number], found.mean, found.half, number, f"{found.mean:.1f}")
-        told.append(f"{group.label} {100 * group.accuracy().mean:.1f} % and {100 * worst.mean:.1f} %")
+        told.append(f"{group.name} {100 * group.accuracy().mean:.1f} % and {100 * worst.mean:.1f} %")
     axes.set_xlim(0, 108)
-    _name_bars(axes, [group.label for group, _ in known])
+    _name_bars(axes, [group.name for group, _ in known])
     return Drawing(
         title,
         "Bars are means over seeds, whiskers their 95 % confidence intervals.",
@@ -175,11 +175,10 @@ def seconds_a_round(setting: str, groups: Sequence[Group], rates: Sequence[float
             offset = (number - (len(rates) - 1) / 2) * step
             _bar(axes, place + offset, seconds, None, number, three_digits(seconds), height=0.9 * step)
         told.append(
-            f"{group.label} "
-            + ", ".join(f"{three_digits(group.seconds_at(rate).mean)} s at {rate:g}" for rate in rates)
+            f"{group.name} " + ", ".join(f"{three_digits(group.seconds_at(rate).mean)} s at {rate:g}" for rate in rates)
         )
     axes.set_xlim(0, 1.15 * max(group.seconds_at(rate).mean for group in groups for rate in rates))
-    _name_bars(axes, [group.label for group in groups])
+    _name_bars(axes, [group.name for group in groups])
     return Drawing(
         title,
         "One client's share of the measured computing, and its bytes down and up over the link.",

@@ -29,6 +29,11 @@ class Group:
         return self.runs[0].config.name
 
     @property
+    def name(self) -> str:
+        """The label, and how far the runs came where they did not finish."""
+        return self.label if self.finished else f"{self.label} (unfinished: {self.rounds} of {self.planned} rounds)"
+
+    @property
     def seeds(self) -> list[int]:
         return [run.config.seed for run in self.runs]
 

@@ -45,7 +45,7 @@ def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, 
     for group in groups:
         summary, worst = group.summary, group.worst_accuracy()
         cells = {
-            "run": group.label + ("" if group.finished else f" (unfinished: {group.rounds} of {group.planned} rounds)"),
+            "run": group.name,
             "seeds": str(len(group.runs)),
             "rounds": str(group.rounds),
             "accuracy, %": with_interval(group.accuracy().scaled(100), 2),
