@@ -12,13 +12,6 @@ from lowrank_diffusion.data.picture import Picture
 from lowrank_diffusion.data.sources import find_pictures
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import config
-
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
-
-
 @pytest.fixture
 def notes() -> list[str]:
     return []

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_diffusion.data.batches import GlobalBatches, split_held_out
@@ -12,6 +12,7 @@ SQUARE, TALL, WIDE = (64, 64), (80, 48), (48, 80)
 some_buckets = st.dictionaries(st.integers(0, 60), st.sampled_from([SQUARE, TALL, WIDE]), min_size=1, max_size=25)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(some_buckets, st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_every_epoch_shows_each_picture(buckets, size, repeats, seed):
     batches = GlobalBatches(buckets, size, repeats, seed)
@@ -32,6 +33,7 @@ def test_every_epoch_shows_each_picture(buckets, size, repeats, seed):
             assert 0 <= extra < size
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(some_buckets, st.integers(1, 9), st.integers(0, 10**9))
 def test_any_step_is_known_without_those_before(buckets, size, step):
     batches = GlobalBatches(buckets, size, 1, 7)
@@ -64,6 +66,7 @@ def test_a_lone_shape_fills_its_batch_and_then_waits():
     assert [0, 0, 0, 0] in steps[:3]
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(1, 300), st.floats(0, 0.999), st.integers(0, 2**32 - 1))
 def test_held_out_pictures_are_apart_from_the_rest(count, share, seed):
     notes: list[str] = []

@@ -11,6 +11,13 @@ from lowrank_diffusion.data.opening import check_pictures, rgb_of
 WHITE = (255, 255, 255)
 
 
+@pytest.fixture(autouse=True)
+def _cache_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
+
+
 def test_a_folder_and_a_file_of_parquet(find, parquet, notes):
     root = parquet(image=["red", "blue"], text=["a red one", "a blue\none"], source=["x", "y"])
     for path in (root, root / "train.parquet"):
