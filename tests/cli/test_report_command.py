@@ -111,3 +111,9 @@ def test_reporting_imports_no_framework(runs):
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0
     assert not {"torch", "flwr", "scipy", "sklearn", "datasets"} & set(json.loads(done.stderr))
+
+
+def test_without_a_folder_the_usage_is_said(lowrank):
+    outcome = lowrank("fl", "report")
+    assert outcome.code == 2
+    assert "name the folder of a run or of a sweep, or one that holds such: lowrank fl report RUN..." in outcome.err

@@ -136,15 +136,24 @@ def presets(as_json: Json = False) -> None:
 
 @app.command(cls=SectionedCommand, epilog="Example: lowrank fl report runs --out comparison.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
+    # Not required, because Typer says that through rich; without it the command says so itself.
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)] = [],  # noqa: B006
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The page to write; report.html if not given.", rich_help_panel="Output"),
+        typer.Option(
+            metavar="FILE",
+            help="The page to write; report.html if not given.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
     ] = Path("report.html"),
     mbps: Annotated[
         str,
         typer.Option(
-            metavar="RATES", help="Speeds of links, to count the seconds of a round.", rich_help_panel="Output"
+            metavar="RATES",
+            help="Speeds of links for the seconds of a round; 2,10,50 if not given.",
+            show_default=False,
+            rich_help_panel="Output",
         ),
     ] = "2,10,50",
     as_json: Json = False,

@@ -17,6 +17,8 @@ from lowrank_fl.reporting.show import by_setting, measured, our_value, paper_val
 
 def report_on(paths: Sequence[Path], out: Path, mbps: str, *, as_json: bool, quiet: bool) -> None:
     """Print what the runs below `paths` measured, and write the page `out` about them."""
+    if not paths:
+        raise UsageError("name the folder of a run or of a sweep, or one that holds such: lowrank fl report RUN...")
     rates = parse_rates(mbps)
     check_writable(out)
     found = find_runs(paths)
