@@ -170,7 +170,8 @@ class CachedLatents:
 
 def _placed(networks: Sequence[Any]) -> list[list[str]]:
     """Where and in which dtype networks compute, which changes the last bits of what they give."""
-    return [[network.device.type, str(network.dtype)] for network in networks]
+    first = [next(network.parameters()) for network in networks]
+    return [[parameter.device.type, str(parameter.dtype)] for parameter in first]
 
 
 def _share(work: list[T], cache: Cache, process: int, processes: int) -> list[T]:

@@ -49,7 +49,7 @@ class TextEncoders:
         transformers pools the second encoder's text at its first end token.
         """
         outputs = [
-            encoder(self._tokens(tokenizer, captions).to(encoder.device), output_hidden_states=True)
+            encoder(self._tokens(tokenizer, captions).to(_first(encoder).device), output_hidden_states=True)
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
@@ -75,6 +75,11 @@ class TextEncoders:
             truncation=True,
             return_tensors="pt",
         ).input_ids
+
+
+def _first(encoder: Any) -> Tensor:
+    # DistributedDataParallel has no attribute for its device.
+    return next(encoder.parameters())
 
 
 @dataclass(frozen=True)
