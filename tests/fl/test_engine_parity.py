@@ -89,7 +89,10 @@ def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behi
     config = load_config("quickstart", [*SMALL, chosen], local_nodes=2)
     [summary] = run(config, tmp_path / "nodes", Watcher())
     assert (tmp_path / "nodes" / "model.safetensors").read_bytes() == alone
-    assert results(tmp_path / "nodes") == results(tmp_path / "alone")
+    for found, expected in zip(results(tmp_path / "nodes"), results(tmp_path / "alone"), strict=True):
+        for key, value in expected.items():
+            # A real run's ids are longer than ours, which is a few bytes a message.
+            assert found[key] == (pytest.approx(value, rel=0.01) if key.endswith("_bytes") else value), key
     assert summary.run_dir == str(tmp_path / "nodes")
     assert summary.rounds == 2
     assert started() == []
