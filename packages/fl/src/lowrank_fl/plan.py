@@ -143,7 +143,7 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
 
 
 def _measure(config: RunConfig, state: Mapping[str, Tensor], parameters: Sequence[str]) -> tuple[int, int, int]:
-    """A round's bytes down and up, and of having clients test; after a round before it, where that makes a difference."""
+    """A round's bytes down, up, and of having clients test; after another round, where that makes a difference."""
     wire = Wire(config.codec, config.seed)
     downlink = uplink = evaluation = 0
     for number in (1, 2) if config.codec.down == "topk" else (1,):

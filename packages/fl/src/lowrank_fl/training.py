@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class LocalTraining:
     state_folder: Path | None = None
     """Where clients keep what they know from earlier rounds: their own part of a model, a strategy's variates."""
     personalization: Personalization = SHARED
-    codec: CodecConfig = CodecConfig()  # frozen
+    codec: CodecConfig = field(default_factory=CodecConfig)
 
     def folder(self, name: str) -> Path:
         """The folder of that name for what clients keep."""

@@ -1,0 +1,148 @@
+"""From a preset or a YAML file and overrides to a checked configuration, with every fault found at once.
+
+For the packages whose runs are pydantic models; pydantic and PyYAML come with `lowrank-core[config]`.
+"""
+
+# What YAML holds may be of any type until a model has looked at it.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lowrank_core.errors import UsageError
+
+M = TypeVar("M", bound=BaseModel)
+Tree = dict[str, Any]
+
+
+def read_tree(source: str, presets: Collection[str], read_preset: Callable[[str], str], command: str) -> Tree:
+    """The keys and values of a YAML file, or of a preset by its name; `command` lists the presets.
+
+    Raises:
+        UsageError: no such preset or file, or it does not hold keys and values.
+    """
+    is_path = source.endswith((".yaml", ".yml")) or "/" in source or "\\" in source
+    if is_path:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the configuration {source}: {error}") from None
+    elif source in presets:
+        text = read_preset(source)
+    else:
+        nearest = ", ".join(get_close_matches(source, presets, n=3, cutoff=0.4)) or ", ".join(presets)
+        raise UsageError(f"no preset {source!r}; nearest: {nearest}; see them all with {command}, or name a .yaml file")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{source} must hold keys and values, got {type(tree).__name__}")
+    return tree
+
+
+def assignment(text: str, option: str) -> tuple[str, Any]:
+    """The key and the YAML value of `key=value`; raises UsageError, naming the option, where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{option} takes key=value, got {text!r}")
+    return key, yaml_value(value)
+
+
+def yaml_value(text: str) -> Any:
+    """What the text means in YAML, or the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def put(tree: Tree, dotted: str, value: Any) -> None:
+    """Set a key such as `model.gamma`, making the sections on the way."""
+    *sections, key = dotted.split(".")
+    for section in sections:
+        below = tree.get(section)
+        if not isinstance(below, dict):
+            below = tree[section] = {}
+        tree = below
+    tree[key] = value
+
+
+def validated(model: type[M], tree: Tree, swept: Mapping[str, Any] = {}) -> list[M]:
+    """One configuration for every combination of the swept keys' values, the first one first; one without a sweep.
+
+    Raises:
+        UsageError: all faults of all combinations together: unknown keys with their nearest names, and values of the
+            wrong type or out of range.
+    """
+    names = list(_names(model))
+    faults = [_unknown(key, names) for key in [*_keys(tree), *swept] if key not in names]
+    for key, values in swept.items():
+        if not isinstance(values, list) or not values:
+            faults.append(f"sweep.{key}: needs a list of values, got {values!r}")
+    known = _known(tree, names)
+    lists = {key: values for key, values in swept.items() if isinstance(values, list) and values and key in names}
+    configs: list[M] = []
+    for values in itertools.product(*lists.values()):
+        try:
+            configs.append(model.model_validate(with_values(known, dict(zip(lists, values, strict=True)))))
+        except ValidationError as error:
+            faults += [fault for fault in map(_fault, error.errors()) if fault not in faults]
+    if faults:
+        heading = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration: "
+        raise UsageError(heading + "; ".join(faults))
+    return configs
+
+
+def with_values(tree: Tree, values: Mapping[str, Any]) -> Tree:
+    """A copy of the tree with other values of some dotted keys."""
+    copied = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for key, value in values.items():
+        put(copied, key, value)
+    return copied
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation, f"{prefix}{name}.")
+
+
+def _keys(tree: Tree, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _known(tree: Tree, names: Sequence[str], prefix: str = "") -> Tree:
+    return {
+        key: _known(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if f"{prefix}{key}" in names
+    }
+
+
+def _unknown(key: str, names: Sequence[str]) -> str:
+    # "gama" should find "model.gamma" and "modle.gamma" too.
+    leaves = {name.rpartition(".")[2]: name for name in names}
+    found = get_close_matches(key, names, n=2) or [
+        leaves[leaf] for leaf in get_close_matches(key.rpartition(".")[2], leaves, n=2, cutoff=0.6)
+    ]
+    return f"unknown key {key!r}" + (f" (nearest: {', '.join(found)})" if found else "")
+
+
+def _fault(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{location}: {message}" if location else message
+    return f"{location}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
