@@ -124,6 +124,7 @@ class RunFolder:
             "classes": list(examples.classes),
             "mean": list(examples.mean),
             "std": list(examples.std),
+            "white": examples.white,
         }
         write_whole(self.path / "model.json", json.dumps(description, indent=2).encode())
 

@@ -30,4 +30,5 @@ def load_digits(data: DataConfig, seed: int) -> Examples:
         (pixels[train], digits.target[train]),
         (pixels[test], digits.target[test]),
         tuple(str(name) for name in digits.target_names),
+        white=16,
     )

@@ -28,6 +28,8 @@ class Examples:
     std: tuple[float, ...] = ()
     groups: np.ndarray | None = None
     """`(n,)` strings: who made each training example (writer, role), where that is known."""
+    white: int = 255
+    """The brightest value a pixel can have, in units of `inputs`."""
 
     @property
     def is_text(self) -> bool:

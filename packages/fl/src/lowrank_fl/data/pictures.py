@@ -114,7 +114,7 @@ def _decode(split: PictureRows, shape: Shape, resize: bool) -> np.ndarray:
             if not resize and _shape(image) != shape:
                 raise _AnotherShapeError
             try:
-                pixels[place] = _to_array(image, shape)
+                pixels[place] = to_array(image, shape)
             except Exception as error:
                 raise split.broken(place, error) from error
 
@@ -130,8 +130,8 @@ def _shape(image: Image.Image) -> Shape:
     return (1 if image.mode in _GREY_MODES else 3, image.height, image.width)
 
 
-def _to_array(image: Image.Image, shape: Shape) -> np.ndarray:
-    """Bytes of the given shape."""
+def to_array(image: Image.Image, shape: Shape) -> np.ndarray:
+    """Bytes of the given shape: transparent pixels on white, 16-bit grey by its upper 8 bits, resized if need be."""
     channels, height, width = shape
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -14,6 +14,7 @@ def picture_examples(
     test: tuple[np.ndarray, np.ndarray],
     classes: tuple[str, ...],
     groups: np.ndarray | None = None,
+    white: int = 255,
 ) -> Examples:
     """Examples of pixels: `train` and `test` are uint8 `(n, channels, height, width)` and labels `(n,)`."""
     pixels, labels = train
@@ -29,6 +30,7 @@ def picture_examples(
         mean=mean,
         std=std,
         groups=groups,
+        white=white,
     )
 
 

@@ -1,0 +1,213 @@
+"""What the model of a finished run makes of pictures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.files.tensors import read_tensors
+from lowrank_fl.client_state import ClientStates
+from lowrank_fl.config import ModelConfig
+from lowrank_fl.data.pictures import Shape, to_array
+from lowrank_fl.folder import finished_rounds
+from lowrank_fl.load import load_config
+from lowrank_fl.models.build import build_model
+from lowrank_fl.state import state_of
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Guess:
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class of one picture; `top` has the likeliest classes, that one first."""
+
+    path: Path
+    label: str
+    probability: float
+    top: tuple[Guess, ...]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network, and how pictures become what it reads."""
+
+    model: nn.Module
+    shape: Shape
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    """`(channels, 1, 1)`, of pixels from 0 to `white`."""
+    white: int
+
+    def prepared(self, path: Path) -> Tensor:
+        """The picture as in training: upright, on white, grey or RGB, resized, normalised; `(channels, height, width)`.
+
+        Raises:
+            LowrankError: there is no such file, or it is no picture that Pillow reads.
+        """
+        try:
+            with Image.open(path) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                pixels = to_array(image, self.shape)
+        # Pillow's plugins raise errors of every kind for broken files.
+        except Exception as error:
+            reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else error
+            raise LowrankError(f"{path} cannot be read as a picture ({reason}); mend it or leave it out") from None
+        units = torch.from_numpy(pixels.astype(np.float32)) * (self.white / 255)
+        return (units - self.mean) / self.std
+
+    @torch.inference_mode()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The probability of each class, `(n, classes)`, for prepared pictures `(n, channels, height, width)`."""
+        return self.model(inputs).softmax(dim=1)
+
+
+def predict(
+    folder: Path, pictures: Sequence[Path], *, top: int = 5, client: int | None = None, device: str = "cpu"
+) -> list[Prediction]:
+    """Classify pictures with the model of a run.
+
+    Args:
+        folder: the run's.
+        pictures: files, and folders of which every picture is taken, those in folders below too.
+        top: how many classes to name for each picture.
+        client: of a personalised run, whose own part to use; without it the model is what clients share over the
+            values that their own parts start from.
+        device: torch's name of the device.
+
+    Raises:
+        UsageError: no pictures, `top` below 1, a client that the run does not have.
+        LowrankError: the folder holds no finished run, or one of a text model; files that are damaged or do not belong
+            together; a picture that cannot be read.
+    """
+    if top < 1:
+        raise UsageError(f"--top is how many classes to name, at least 1, got {top}")
+    files = picture_files(pictures)
+    classifier = load_classifier(folder, client, device)
+    predictions: list[Prediction] = []
+    for start in range(0, len(files), _BATCH):
+        batch = files[start : start + _BATCH]
+        inputs = torch.stack([classifier.prepared(path) for path in batch])
+        for path, row in zip(batch, classifier(inputs.to(device)).cpu(), strict=True):
+            best = row.topk(min(top, len(classifier.classes)))
+            guesses = tuple(
+                Guess(classifier.classes[place], value)
+                for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            )
+            predictions.append(Prediction(path, guesses[0].label, guesses[0].probability, guesses))
+    return predictions
+
+
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that are meant, those of a folder in the order of their names.
+
+    Raises:
+        UsageError: no paths.
+        LowrankError: a path that does not exist, or a folder without pictures.
+    """
+    if not paths:
+        raise UsageError("a federated run classifies pictures; name some, or folders of them, after the run")
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            kinds = Image.registered_extensions()
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in kinds and file.is_file())
+            if not inside:
+                raise LowrankError(f"{path} holds no pictures; name files, or another folder")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise LowrankError(f"there is no picture {path}; check the path")
+    return found
+
+
+def load_classifier(folder: Path, client: int | None = None, device: str = "cpu") -> Classifier:
+    """The network that `model.json` describes, with the weights of `model.safetensors`, ready to predict.
+
+    Raises:
+        UsageError, LowrankError: as `predict`.
+    """
+    description = _description(folder)
+    shape = tuple(description["input_shape"])
+    if len(shape) == 1:
+        raise LowrankError(
+            f"{folder} is a model of text, which predicts the next character; only models of pictures classify files"
+        )
+    tensors = read_tensors(folder / "model.safetensors")[0]
+    if client is not None:
+        tensors |= _own_part(folder, client)
+    try:
+        model, _ = build_model(
+            ModelConfig.model_validate(description["model"]), shape, len(description["classes"]), seed=0
+        )
+    except ValidationError as error:
+        raise _damaged(folder, error.errors()[0]["msg"]) from None
+    wanted = {name: tensor.shape for name, tensor in state_of(model).items()}
+    held = {name: tensor.shape for name, tensor in tensors.items()}
+    if wrong := sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name)):
+        raise _damaged(folder, f"{wrong[0]} is not as model.json has it")
+    model.load_state_dict(tensors, strict=False)
+    mean, std = (torch.tensor(description[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LowrankError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from None
+    return Classifier(
+        model.eval(), (shape[0], shape[1], shape[2]), tuple(description["classes"]), mean, std, description["white"]
+    )
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.is_file():
+        runs = sorted(child.name for child in folder.glob("*/") if (child / "model.json").is_file())
+        hint = f"name one of its runs, such as {folder / runs[0]}" if runs else "finish it with lowrank fl run --resume"
+        raise LowrankError(f"{folder} has no model.json, which a finished run has; {hint}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(folder, f"model.json is not JSON: {error}") from None
+    keys = ("model", "input_shape", "classes", "mean", "std", "white")
+    missing = [key for key in keys if not isinstance(description, dict) or key not in description]
+    if missing:
+        raise _damaged(folder, f"model.json has no {missing[0]}")
+    return description
+
+
+def _own_part(folder: Path, client: int) -> dict[str, Tensor]:
+    """What this client has to itself after the last finished round; nothing where it starts from is in the model."""
+    config = load_config(str(folder / "config.yaml"))
+    kind = config.personalized
+    if kind in ("none", "finetune"):
+        raise UsageError(
+            f"clients of {folder} keep no part of the model (personalization.kind: {kind}); leave --client"
+        )
+    if not 0 <= client < config.federation.clients:
+        raise UsageError(f"--client is 0 to {config.federation.clients - 1} in {folder}, got {client}")
+    parts = folder / "clients" / "personal"
+    if not parts.is_dir():
+        raise LowrankError(f"{parts} is missing: the clients' own parts are where the clients ran; copy it from there")
+    own = ClientStates(parts).load(client, finished_rounds(folder) + 1)
+    if not own and kind == "ditto":
+        raise LowrankError(f"client {client} of {folder} has trained no model of its own; choose another client")
+    return own
+
+
+def _damaged(folder: Path, reason: str) -> LowrankError:
+    return LowrankError(f"the model in {folder} cannot be used ({reason}); copy the run's folder again")
