@@ -1,0 +1,1 @@
+"""Pictures from adapters of any form on any SDXL base."""

@@ -1,0 +1,133 @@
+"""The adapters that a command line names: which files they are, and what a run says of its base."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.files.diffusers_file import WEIGHTS_NAME as DIFFUSERS_NAME
+from lowrank_core.files.peft import COMPONENT_OF_FOLDER, CONFIG_NAME
+from lowrank_core.files.tensors import check_readable
+from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.load import load_config
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter's folder or file, and how much it counts.
+
+    run: the configuration of the run whose folder it is, None where it is none.
+    """
+
+    path: Path
+    weight: float
+    run: DiffusionConfig | None = None
+
+    @property
+    def name(self) -> str:
+        if self.run is not None:
+            return self.run.name
+        return self.path.resolve().name if self.path.is_dir() else self.path.stem
+
+    def files(self) -> list[Path]:
+        """The files that the adapter is read from."""
+        path = self.path
+        if path.is_file():
+            beside = path.name == CONFIG_NAME or path.stem == "adapter_model"
+            return sorted(path.parent.glob("adapter_*")) if beside else [path]
+        if (path / CONFIG_NAME).is_file():
+            return sorted(path.glob("adapter_*"))
+        parts = [path / name for name in COMPONENT_OF_FOLDER if (path / name / CONFIG_NAME).is_file()]
+        return sorted(file for part in parts for file in part.glob("adapter_*")) or [path / DIFFUSERS_NAME]
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each file, by its name below the source."""
+        home = self.path if self.path.is_dir() else self.path.parent
+        digests: dict[str, str] = {}
+        for file in self.files():
+            with file.open("rb") as content:
+                digests[file.relative_to(home).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+        return digests
+
+
+def sources_of(paths: Sequence[Path], weights: Sequence[float] = ()) -> list[Source]:
+    """The adapters at these paths, checked as far as can be before a base is loaded.
+
+    Args:
+        paths: run folders, PEFT folders, diffengine's step folders, or single files.
+        weights: one for each path; 1 each if there are none.
+
+    Raises:
+        UsageError: no paths, or not as many weights as paths.
+        LowrankError: a path that does not exist, a run that has no adapter yet, a file that is no safetensors.
+    """
+    if not paths:
+        raise UsageError("infer takes an adapter: the folder of a run, a PEFT folder or a .safetensors file")
+    if weights and len(weights) != len(paths):
+        raise UsageError(
+            f"--weight is given {len(weights)} times for {len(paths)} adapters; give one for each, or none"
+        )
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise UsageError(f"--weight must be a finite number, got {weight}")
+    return [_source(path, weight) for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)]
+
+
+def _source(path: Path, weight: float) -> Source:
+    if path.is_file():
+        if path.name != CONFIG_NAME:
+            check_readable(path)
+        return Source(path, weight)
+    if not path.is_dir():
+        raise LowrankError(f"there is no file or folder {path}; give an adapter, or the folder of a run")
+    if not (path / "config.yaml").is_file():
+        return Source(path, weight)
+    run = load_config(str(path / "config.yaml"))
+    if not (path / "unet" / CONFIG_NAME).is_file():
+        raise LowrankError(
+            f"the run in {path} has no adapter yet; wait for its end, or go on with it by "
+            f"lowrank diffusion train --resume {path}"
+        )
+    return Source(path, weight, run)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model below the adapters, as `load_base` takes it, and what it learned to predict with them.
+
+    prediction: `epsilon` or `v_prediction`; None is the base's own.
+    """
+
+    path: str
+    vae: str | None = None
+    revision: str | None = None
+    prediction: str | None = None
+    zero_terminal_snr: bool = False
+
+
+def base_of(sources: Sequence[Source], path: str | None, vae: str | None) -> Base:
+    """The base that is asked for, or else that of the runs.
+
+    Raises:
+        UsageError: none is asked for and no source is a run, or runs differ in base or prediction.
+    """
+    runs = [source.run for source in sources if source.run is not None]
+    predictions = {(run.loss.prediction, run.loss.zero_terminal_snr) for run in runs}
+    if len(predictions) > 1:
+        raise UsageError("these runs were trained to predict different things (loss.prediction); use them one by one")
+    prediction, zero_terminal_snr = next(iter(predictions), (None, False))
+    bases = list(dict.fromkeys((run.base.path, run.base.vae, run.base.revision) for run in runs))
+    if path is not None:
+        return Base(path, vae, None, prediction, zero_terminal_snr)
+    if not bases:
+        raise UsageError(
+            "an adapter's files do not say which model they are for; give it with --base, a diffusers folder of an "
+            "SDXL or a hub id such as stabilityai/stable-diffusion-xl-base-1.0"
+        )
+    if len({(each[0], each[2]) for each in bases}) > 1:
+        raise UsageError(
+            f"these runs have different bases ({', '.join(each[0] for each in bases)}); choose one with --base"
+        )
+    return Base(bases[0][0], vae or bases[0][1], bases[0][2], prediction, zero_terminal_snr)
