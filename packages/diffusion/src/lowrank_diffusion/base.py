@@ -15,11 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from lowrank_core.errors import LowrankError
+from lowrank_diffusion.config import BaseConfig
 from lowrank_diffusion.encoding import vae_dtype
+from lowrank_diffusion.identity import source_identity
 
 Note = Callable[[str], None]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_TINY = Path(str(files("lowrank_diffusion") / "tiny" / "weights"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the names of `train.precision`."""
 _NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
@@ -77,13 +80,12 @@ def base_folder(path: str, revision: str | None, note: Note) -> Path:
         LowrankError: nowhere.
     """
     if path == "tiny":
-        weights = Path(str(files("lowrank_diffusion") / "tiny" / "weights"))
-        if not (weights / "model_index.json").is_file():
+        if not (_TINY / "model_index.json").is_file():
             raise LowrankError(
-                f"base.path is tiny, but this installation has no trained weights of it in {weights}; make them with "
-                f"python -m lowrank_diffusion.tiny.pretrain {weights}, or give an SDXL as base.path"
+                f"base.path is tiny, but this installation has no trained weights of it in {_TINY}; make them with "
+                f"python -m lowrank_diffusion.tiny.pretrain {_TINY}, or give an SDXL as base.path"
             )
-        return weights
+        return _TINY
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -94,6 +96,20 @@ def base_folder(path: str, revision: str | None, note: Note) -> Path:
             "stabilityai/stable-diffusion-xl-base-1.0, or tiny"
         )
     return _downloaded(path, revision, note)
+
+
+def identity_of(base: BaseConfig, parts: Sequence[str]) -> dict[str, Any]:
+    """These parts of a base that has been loaded, told from all others; `["vae"]` is `base.vae` where there is one.
+
+    Raises:
+        LowrankError: they are gone.
+    """
+    if list(parts) == ["vae"] and base.vae is not None:
+        own = Path(base.vae).expanduser()
+        return source_identity(base.vae if not own.is_dir() else str(own))
+    path = str(_TINY) if base.path == "tiny" else base.path
+    folder = Path(path).expanduser()
+    return source_identity(str(folder) if folder.is_dir() else path, base.revision, parts)
 
 
 def check_sdxl(folder: Path, path: str) -> None:

@@ -167,7 +167,8 @@ class TrackConfig(Section):
 class DiffusionConfig(Section):
     """One fine-tuning run."""
 
-    name: str = "adapter"
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "adapter"
+    """Of the run and of its files: letters, digits, dots and hyphens."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     base: BaseConfig = BaseConfig()
     data: DataConfig = DataConfig()

@@ -36,8 +36,8 @@ class RunSummary:
     """Mean over the last twenty steps."""
     validation_loss: float | None
     """The last one measured."""
-    first_validation_loss: float | None
-    """Before the first step, so that of the base model."""
+    base_validation_loss: float | None
+    """Of the base without the adapter."""
     images_per_second: float
     """Median over the steps."""
     peak_memory_bytes: int
@@ -71,6 +71,20 @@ class Observer(Protocol):
     def stage(self, text: str, done: int, total: int) -> None:
         """How far something before or between the steps is."""
         ...
+
+    def run_started(self, start: RunStart) -> None: ...
+
+    def step_ended(self, row: StepRow) -> None: ...
+
+    def run_ended(self, summary: RunSummary) -> None: ...
+
+
+class Silent:
+    """An observer who looks away."""
+
+    def note(self, text: str) -> None: ...
+
+    def stage(self, text: str, done: int, total: int) -> None: ...
 
     def run_started(self, start: RunStart) -> None: ...
 

@@ -1,0 +1,152 @@
+"""The adapters of a run, put on the networks of its base."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowrank_core import AdaLoRA, LoHa, LoKr, LoRA
+from lowrank_core.adapters.config import AdapterConfig
+from lowrank_core.adapters.control import configs_of, trainable_parameters
+from lowrank_core.adapters.inject import inject
+from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
+from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks
+from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.files import load
+from lowrank_diffusion.config import AdapterSettings, DiffusionConfig
+from lowrank_diffusion.seeds import derive_seed
+
+PLACES = {"unet": "unet", "text_encoder_one": "text_encoder", "text_encoder_two": "text_encoder_2"}
+"""The adapters' folders in a run, and the networks' names in diffusers' pipeline."""
+
+
+def adapter_config(settings: AdapterSettings, target: Sequence[str] | str) -> AdapterConfig:
+    """What `lowrank_core.inject` takes; `target` is `settings.target` or `settings.text_target`.
+
+    Raises:
+        UsageError: values that do not go together, such as a target rank above the rank.
+    """
+    common: dict[str, Any] = {
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "target_modules": target,
+        "dropout": settings.dropout,
+    }
+    if settings.method == "lokr":
+        return LoKr(**common, factor=settings.factor)
+    if settings.method == "adalora":
+        return AdaLoRA(**common, target_rank=final_rank(settings))
+    return LoHa(**common) if settings.method == "loha" else LoRA(**common)
+
+
+def final_rank(settings: AdapterSettings) -> int:
+    """AdaLoRA's mean rank at the end of the run."""
+    return settings.target_rank or max(1, settings.rank // 2)
+
+
+def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], None]) -> "Adapters":
+    """Adapters on the UNet and, if asked for, on both text encoders, drawn from the run's seed; all else is frozen.
+
+    Raises:
+        LowrankError: `adapter.init_from` cannot be read or is for another model.
+        UsageError: targets that match nothing, or an adapter to go on from of another method.
+    """
+    settings = config.adapter
+    places = list(PLACES) if settings.text_encoders else ["unet"]
+    networks = {place: getattr(pipeline, PLACES[place]) for place in places}
+    for number, (place, network) in enumerate(networks.items()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "adapter", number))
+            wanted = adapter_config(settings, settings.target if place == "unet" else settings.text_target)
+            if settings.init_from is None:
+                inject(network, wanted)
+            else:
+                _go_on_from(settings.init_from, place, network, wanted, note)
+    return Adapters(networks)
+
+
+def _go_on_from(
+    source: str, place: str, network: nn.Module, wanted: AdapterConfig, note: Callable[[str], None]
+) -> None:
+    try:
+        load(network, source)
+    except LowrankError as error:
+        if place == "unet":
+            raise
+        note(f"the adapter of {place} starts anew: {error}")
+        inject(network, wanted)
+    found = configs_of(network)["default"].method
+    if found != wanted.method:
+        raise UsageError(
+            f"adapter.init_from is {source}, which holds {found}, but adapter.method is {wanted.method}; "
+            f"set adapter.method: {found}"
+        )
+
+
+class Adapters:
+    """What is trained: the networks that carry adapters, by `PLACES`."""
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self.networks = dict(networks)
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.networks["unet"]
+
+    @property
+    def text_places(self) -> list[str]:
+        """Of both text encoders, where they are trained."""
+        return [place for place in self.networks if place != "unet"]
+
+    def parameters(self, place: str) -> list[nn.Parameter]:
+        return trainable_parameters(self.networks[place])
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything trained, as `<place>.<name in the network>`, in the order in which the optimizer has it."""
+        return {
+            f"{place}.{name}": parameter
+            for place, network in self.networks.items()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @property
+    def size(self) -> int:
+        """Numbers that are trained."""
+        return sum(parameter.numel() for parameter in self.named_parameters().values())
+
+    def adapt_ranks(self, optimizer: Optimizer, settings: AdapterSettings, steps: int) -> RankAllocator | None:
+        """Let AdaLoRA's ranks fall while the optimizer steps; None for other methods.
+
+        Raises:
+            UsageError: a run too short for the schedule.
+        """
+        if settings.method != "adalora":
+            return None
+        config = AdaptiveRank(target_rank=final_rank(settings))
+        return adapt_ranks(optimizer, nn.ModuleDict(self.networks), steps, config)
+
+    def state(self) -> dict[str, Tensor]:
+        """All factors, as `<place>/<layer>.<factor>`, detached and not copied."""
+        return {
+            f"{place}/{name}": tensor
+            for place, network in self.networks.items()
+            for name, tensor in state_dict_of(network).items()
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill the adapters with what `state` gave.
+
+        Raises:
+            LowrankError: tensors are missing, unexpected or of another shape.
+        """
+        for place, network in self.networks.items():
+            own = {name.removeprefix(f"{place}/"): t for name, t in tensors.items() if name.startswith(f"{place}/")}
+            load_state_dict_into(network, own)
+
+    def train(self, mode: bool) -> None:
+        """Dropout on or off."""
+        for network in self.networks.values():
+            network.train(mode)

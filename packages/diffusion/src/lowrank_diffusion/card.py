@@ -1,0 +1,77 @@
+"""A run's README.md: what was trained, on what, and how each of its files is loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.results import RunSummary
+
+_METHODS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "adalora": "AdaLoRA"}
+
+
+def model_card(run: Path, config: DiffusionConfig, summary: RunSummary, places: Sequence[str]) -> str:
+    """Markdown, with the fields at its head that the Hugging Face hub reads.
+
+    Args:
+        run: the folder it is for, whose latest grid of samples it shows.
+        config: of the run.
+        summary: of the run.
+        places: the PEFT folders there are.
+    """
+    method, base = _METHODS[config.adapter.method], config.base.path
+    fields = {
+        "base_model": base,
+        "library_name": "diffusers",
+        "tags": ["stable-diffusion-xl", "text-to-image", "lowrank", config.adapter.method],
+    }
+    if config.sample.prompts:
+        fields["instance_prompt"] = config.sample.prompts[0]
+    sections = [
+        f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {config.name}\n",
+        f"{method} of rank {config.adapter.rank} for `{base}`, {summary.trainable_params:,} parameters, trained on "
+        f"`{config.data.path}` for {summary.steps} steps of {_batch(config)} pictures.\n",
+        *_losses(summary),
+        *_grid(run, config),
+        _files(config, places),
+        "## Configuration\n\n```yaml\n"
+        + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        + "```\n",
+    ]
+    return "\n".join(sections)
+
+
+def _batch(config: DiffusionConfig) -> int:
+    return config.train.batch_size * config.train.accumulate * config.train.processes
+
+
+def _losses(summary: RunSummary) -> list[str]:
+    if summary.validation_loss is None or summary.base_validation_loss is None:
+        return []
+    return [
+        f"Validation loss on held-out pictures: {summary.validation_loss:.4f}; without the adapter "
+        f"{summary.base_validation_loss:.4f}.\n"
+    ]
+
+
+def _grid(run: Path, config: DiffusionConfig) -> list[str]:
+    grids = sorted((run / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-")))
+    if not grids:
+        return []
+    prompts = "\n".join(f"1. {prompt}" for prompt in config.sample.prompts)
+    return [f"![Samples](samples/{grids[-1].name})\n", f"{prompts}\n"]
+
+
+def _files(config: DiffusionConfig, places: Sequence[str]) -> str:
+    name = config.name
+    lines = [
+        "## Files\n",
+        f"- `{'`, `'.join(places)}`: PEFT folders.",
+        f"- `{name}.safetensors`: for ComfyUI, LyCORIS and kohya's tools.",
+    ]
+    if config.adapter.method != "lokr":
+        lines.append(f"- `{name}_lora.safetensors`: the equal plain LoRA, for diffusers.")
+        lines.append(f'\n```python\npipeline.load_lora_weights(".", weight_name="{name}_lora.safetensors")\n```')
+    return "\n".join(lines) + "\n"

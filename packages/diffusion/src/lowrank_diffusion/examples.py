@@ -1,0 +1,79 @@
+"""What the UNet is given for any example of any step."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_diffusion.cached import CachedLatents, CachedText
+from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.encoding import Text, sampled
+from lowrank_diffusion.material import Material
+from lowrank_diffusion.noise import TrainingNoise
+from lowrank_diffusion.seeds import derive_seed
+from lowrank_diffusion.validation import HeldOut
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one bucket, on the training device."""
+
+    noisy: Tensor
+    """`(n, channels, height, width)`, fp32, like `target`."""
+    times: Tensor
+    """`(n,)`."""
+    text: Text
+    time_ids: Tensor
+    """`(n, 6)`, fp32: bf16 tells sizes above 1024 apart in steps of 8."""
+    target: Tensor
+
+
+class Examples:
+    """Examples are functions of (seed, step, place in the global batch), whoever computes which of them."""
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        material: Material,
+        latents: CachedLatents,
+        text: CachedText,
+        noise: TrainingNoise,
+        device: torch.device,
+    ) -> None:
+        self.config, self.material, self.device = config, material, device
+        self._latents, self._text, self._noise = latents, text, noise
+
+    def batch(self, step: int, places: Sequence[int]) -> Batch:
+        """The examples at these places of the global batch of optimizer step `step`, counted from 0."""
+        numbers = self.material.batches.batch(step)
+        views = [self.material.views.view_of(numbers[place], step, place) for place in places]
+        device, seed = self.device, self.config.seed
+        latents = sampled(self._latents(views), seed, step, places).to(device)
+        times = self._noise.times(step, places).to(device)
+        noise = self._noise.noise(step, places, latents.shape[1:]).to(device)
+        return Batch(
+            noisy=self._noise.noisy(latents, noise, times),
+            times=times,
+            text=self._text([self._caption(numbers[place], step, place) for place in places]).to(device),
+            time_ids=torch.tensor([view.time_ids for view in views], dtype=torch.float32, device=device),
+            target=self._noise.target(latents, noise, times),
+        )
+
+    def _caption(self, number: int, step: int, place: int) -> str | None:
+        draw = random.Random(derive_seed(self.config.seed, "caption", step, place)).random()
+        return None if draw < self.config.data.caption_dropout else self.material.pictures[number].caption
+
+    @torch.no_grad()
+    def held_out(self) -> list[HeldOut]:
+        """The pictures of the validation loss, with their captions, as the text encoders embed them now."""
+        material = self.material
+        views = [material.views.centred(number) for number in material.held_out]
+        latents = self._latents(views)
+        return [
+            HeldOut(
+                view.picture, each, self._text([material.pictures[view.picture].caption]).unstacked()[0], view.time_ids
+            )
+            for view, each in zip(views, latents, strict=True)
+        ]

@@ -1,0 +1,266 @@
+"""`lowrank diffusion train`: one run, from its configuration to its files."""
+
+import dataclasses
+import os
+import statistics
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowrank_core.adapters.control import disable
+from lowrank_core.errors import LowrankError
+from lowrank_diffusion.adapting import PLACES, put_adapters
+from lowrank_diffusion.base import DTYPES, identity_of, load_base
+from lowrank_diffusion.cached import CachedLatents, CachedText
+from lowrank_diffusion.caches import open_cache
+from lowrank_diffusion.checkpoint import load_checkpoint, run_digest, save_checkpoint
+from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.data.opening import colour_of
+from lowrank_diffusion.devices import make_accelerator
+from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
+from lowrank_diffusion.examples import Examples
+from lowrank_diffusion.folder import Metrics, configured, locked, prepare, read_summary, write_summary
+from lowrank_diffusion.material import find_material
+from lowrank_diffusion.noise import training_noise
+from lowrank_diffusion.outputs import write_outputs
+from lowrank_diffusion.results import Observer, RunStart, RunSummary, Silent, StepRow
+from lowrank_diffusion.samples import Sampler, save_grid
+from lowrank_diffusion.stopping import stop_requests
+from lowrank_diffusion.tracking import track_with_tensorboard
+from lowrank_diffusion.trainer import WINDOW, Diverged, Trainer
+
+
+class Interrupted(LowrankError):
+    """Ctrl-C or SIGTERM: every finished step is on disk."""
+
+    exit_code = 130
+
+    def __init__(self, folder: Path, summary: RunSummary) -> None:
+        super().__init__(
+            f"interrupted after {summary.steps} finished steps, which are kept in {folder}; "
+            f"go on with lowrank diffusion train --resume {folder}"
+        )
+        self.summary = summary
+
+
+def run(config: DiffusionConfig, out: Path | None, observer: Observer) -> RunSummary:
+    """Carry out a run and write its folder, `out` or a new one below runs/.
+
+    Raises:
+        LowrankError: `out` holds something already; base, data or device are missing; training diverges.
+        Interrupted: Ctrl-C; the finished steps are on disk.
+    """
+    return _carry_out(config, prepare(out, config), observer)
+
+
+def resume(folder: Path, observer: Observer) -> RunSummary:
+    """Go on with the run in `folder` after its latest checkpoint, as if it had never stopped.
+
+    A run that is finished is left as it is. On a CPU the losses and the adapter have the bits of a run that was not
+    interrupted.
+
+    Raises:
+        LowrankError: the folder is no run's, another process writes to it, its checkpoint is damaged or another
+            configuration's; and what `run` raises.
+        Interrupted: Ctrl-C.
+    """
+    return _carry_out(configured(folder), folder, observer)
+
+
+def _carry_out(config: DiffusionConfig, folder: Path, observer: Observer) -> RunSummary:
+    if config.train.processes > 1 and "WORLD_SIZE" not in os.environ:
+        from lowrank_diffusion.processes import launch
+
+        return launch(config, folder, observer)
+    accelerator = make_accelerator(config.train)
+    main = accelerator.is_main_process
+    with locked(folder) if main else nullcontext():
+        finished = read_summary(folder)
+        if finished is not None and finished.steps == config.train.steps and not finished.interrupted:
+            return finished
+        try:
+            return _Run(config, folder, observer if main else Silent(), accelerator).carry_out()
+        except torch.OutOfMemoryError as error:
+            raise LowrankError(
+                f"the device has no memory left ({str(error).splitlines()[0]}); set train.checkpointing: true, "
+                "train.precision: bf16 or a smaller train.batch_size with a larger train.accumulate"
+            ) from error
+
+
+class _Run:
+    """One process's part in a run under way."""
+
+    def __init__(self, config: DiffusionConfig, folder: Path, observer: Observer, accelerator: Any) -> None:
+        self.config, self.folder, self.observer, self.accelerator = config, folder, observer, accelerator
+        train = config.train
+        self.main: bool = accelerator.is_main_process
+        self.global_batch = train.batch_size * train.accumulate * accelerator.num_processes
+        self.material = find_material(config, self.global_batch, observer.note)
+        self.digest = run_digest(config, self.material.digest, accelerator.num_processes)
+        checkpoint = load_checkpoint(folder, self.digest)
+        self.pipeline: Any = load_base(
+            config.base.path, config.base.vae, config.base.revision, DTYPES[train.precision], observer.note
+        )
+        self.adapters = put_adapters(self.pipeline, config, observer.note)
+        self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
+        latents, text = self._encoded()
+        self.pipeline.unet.to(accelerator.device)
+        examples = Examples(config, self.material, latents, text, self.noise, accelerator.device)
+        self.trainer = Trainer(config, accelerator, self.adapters, examples, self.noise)
+        self.sampler = Sampler(config, self.pipeline, self.adapters, text)
+        self.metrics = Metrics(folder)
+        self.rows: list[StepRow] = []
+        if checkpoint is not None:
+            self.rows = self.metrics.keep(checkpoint.step) if self.main else self.metrics.read()[: checkpoint.step]
+            self.trainer.load(checkpoint, [row.loss for row in self.rows[-WINDOW:]])
+        elif self.main:
+            self.metrics.keep(0)
+        self.base_loss = self._base_loss()
+
+    def carry_out(self) -> RunSummary:
+        config, trainer = self.config, self.trainer
+        self.observer.run_started(
+            RunStart(
+                config.name,
+                config.adapter.method,
+                config.train.steps,
+                trainer.step,
+                self.adapters.size,
+                len(self.material.trained),
+                str(self.accelerator.device),
+            )
+        )
+        self.trained = self.adapters.size
+        interrupted = False
+        with ExitStack() as opened:
+            tell = opened.enter_context(track_with_tensorboard(self.folder, config.track, self.main))
+            stop = opened.enter_context(stop_requests())
+            if trainer.step == 0:
+                self._sample()
+            try:
+                for row, stopped in trainer.steps(stop):
+                    last = row.step == config.train.steps
+                    if last or row.step % config.track.validate_every == 0:
+                        row = dataclasses.replace(row, validation_loss=trainer.validation_loss())
+                    self.rows.append(row)
+                    if self.main:
+                        self.metrics.add(row)
+                    tell(row)
+                    self.observer.step_ended(row)
+                    trainer.check_mean()
+                    if last or stopped or row.step % config.train.checkpoint_every == 0:
+                        self._save_checkpoint()
+                    if last or row.step % config.sample.every == 0:
+                        self._sample()
+                    if stopped and not last:
+                        interrupted = True
+                        break
+            except Diverged as error:
+                self._fall_back(error)
+        if trainer.allocator is not None and not interrupted:
+            # Several processes leave pruned directions in place while they train.
+            trainer.allocator.shrink()
+        summary = self._finish(interrupted=interrupted)
+        if interrupted:
+            raise Interrupted(self.folder, summary)
+        return summary
+
+    def _encoded(self) -> tuple[CachedLatents, CachedText]:
+        """Text and latents, computed ahead where they are cached; what is then not needed stays off the device."""
+        config, observer, accelerator = self.config, self.observer, self.accelerator
+        share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+        encoders = TextEncoders.of(self.pipeline)
+        for encoder in encoders.encoders:
+            encoder.to(accelerator.device)
+        captions = [*self.material.captions, *Sampler.captions(config)]
+        if long := encoders.too_long(list(dict.fromkeys(captions))):
+            observer.note(f"{len(long)} captions are too long, and only their beginning is read, such as: {long[0]}")
+        cache = open_cache(config.cache.text, config.cache.folder, observer.note)
+        source = identity_of(
+            config.base, [name for name in PLACES.values() if name != "unet"] + ["tokenizer", "tokenizer_2"]
+        )
+        text = CachedText(encoders, cache, source, DTYPES[config.train.precision], config.data.dropped_caption)
+        text.fill(captions, lambda done, total: observer.stage("embedding captions", done, total), **share)
+        if cache is not None:
+            for encoder in encoders.encoders:
+                encoder.to("cpu")
+
+        vae = self.pipeline.vae.to(accelerator.device)
+        cache = open_cache(config.cache.latents, config.cache.folder, observer.note)
+        background = colour_of(config.data.background)
+        latents = CachedLatents(
+            PictureEncoder(vae), cache, identity_of(config.base, ["vae"]), self.material.pictures, background
+        )
+        if cache is not None:
+            views = self.material.cached_views
+            latents.fill(views, lambda done, total: observer.stage("encoding pictures", done, total), **share)
+            vae.to("cpu")
+        accelerator.wait_for_everyone()
+        return latents, text
+
+    def _base_loss(self) -> float | None:
+        with ExitStack() as switched_off:
+            for network in self.adapters.networks.values():
+                switched_off.enter_context(disable(network))
+            return self.trainer.validation_loss()
+
+    def _sample(self) -> None:
+        if self.main and self.config.sample.prompts:
+            save_grid(self.folder, self.trainer.step, self.sampler.draw())
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        if self.main:
+            save_checkpoint(self.folder, self.digest, self.trainer.checkpoint(), self.config.train.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _fall_back(self, error: Diverged) -> None:
+        """Write the adapter of the last checkpoint, and say so."""
+        checkpoint = load_checkpoint(self.folder, self.digest)
+        if checkpoint is None:
+            raise Diverged(f"{error}; there was no checkpoint yet") from None
+        self.adapters.load_state(checkpoint.adapters)
+        del self.rows[checkpoint.step :]
+        self.trainer.step = checkpoint.step
+        self._finish(interrupted=True)
+        raise Diverged(f"{error}; {self.folder} holds the adapter of step {checkpoint.step}, its last checkpoint")
+
+    def _finish(self, *, interrupted: bool) -> RunSummary:
+        """Write what the finished steps came to."""
+        summary = self._summary(interrupted)
+        if self.main:
+            write_outputs(
+                self.folder,
+                self.config,
+                self.adapters,
+                self.material,
+                summary,
+                self.noise.prediction,
+                self.observer.note,
+            )
+            # Last, since a run that has one is finished.
+            write_summary(self.folder, summary)
+        self.accelerator.wait_for_everyone()
+        self.observer.run_ended(summary)
+        return summary
+
+    def _summary(self, interrupted: bool) -> RunSummary:
+        rows = self.rows
+        measured = [row.validation_loss for row in rows if row.validation_loss is not None]
+        return RunSummary(
+            name=self.config.name,
+            run_dir=str(self.folder),
+            method=self.config.adapter.method,
+            seed=self.config.seed,
+            steps=len(rows),
+            loss=statistics.fmean(row.loss for row in rows[-WINDOW:]),
+            validation_loss=measured[-1] if measured else None,
+            base_validation_loss=self.base_loss,
+            images_per_second=statistics.median(row.images_per_second for row in rows),
+            peak_memory_bytes=max(row.peak_memory_bytes for row in rows),
+            trainable_params=self.trained,
+            seconds=sum(row.seconds for row in rows),
+            interrupted=interrupted,
+        )
