@@ -7,7 +7,8 @@ import sys
 import pytest
 
 FL = [("fl",), *(("fl", command) for command in ("run", "presets", "partition", "report"))]
-COMMANDS = [(), *FL, ("convert",), ("count-params",)]
+DIFFUSION = [("diffusion",), ("diffusion", "train"), ("diffusion", "presets")]
+COMMANDS = [(), *FL, *DIFFUSION, ("convert",), ("count-params",), ("infer",)]
 HEAVY = {"torch", "torchvision", "flwr", "flwr_datasets", "datasets", "diffusers", "peft", "pydantic", "numpy", "rich"}
 
 IMPORTED = """
@@ -27,10 +28,11 @@ def test_help_imports_nothing_heavy(command):
     assert not HEAVY & set(json.loads(done.stderr))
 
 
-def test_listing_presets_imports_no_framework():
-    done = subprocess.run([sys.executable, "-c", IMPORTED, "fl", "presets"], capture_output=True, text=True)
+@pytest.mark.parametrize("group", ["fl", "diffusion"])
+def test_listing_presets_imports_no_framework(group):
+    done = subprocess.run([sys.executable, "-c", IMPORTED, group, "presets"], capture_output=True, text=True)
     assert done.returncode == 0
-    assert not {"torch", "torchvision", "flwr", "pydantic"} & set(json.loads(done.stderr))
+    assert not {"torch", "torchvision", "flwr", "diffusers", "pydantic"} & set(json.loads(done.stderr))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

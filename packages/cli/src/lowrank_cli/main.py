@@ -9,10 +9,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from lowrank_cli import fl
+from lowrank_cli import diffusion, fl
 from lowrank_cli.convert import convert
 from lowrank_cli.count_params import count_params
 from lowrank_cli.help import SectionedCommand
+from lowrank_cli.infer import infer
 
 app = typer.Typer(
     name="lowrank",
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(fl.app, name="fl")
+app.add_typer(diffusion.app, name="diffusion")
 app.command(
     "count-params",
     cls=SectionedCommand,
@@ -36,6 +38,10 @@ app.command(
     cls=SectionedCommand,
     epilog="Example: lowrank convert runs/pets/unet pets.safetensors --to kohya",
 )(convert)
+app.command(
+    cls=SectionedCommand,
+    epilog='Example: lowrank infer runs/pets --prompt "a cat on a red sofa" --images 4',
+)(infer)
 
 _EXTRAS = {"lowrank_fl": "fl", "lowrank_diffusion": "diffusion"}
 

@@ -73,8 +73,8 @@ def infer(request: Request, told: Told) -> Drawn:
         LowrankError: adapters or a base that cannot be read or do not fit each other, a folder that holds files
             already, a picture that comes out as NaN, a full disk.
     """
-    _check(request)
     sources = sources_of(request.adapters, request.weights)
+    _check(request)
     base = base_of(sources, request.base, request.vae)
     asked = None if request.size is None else size_of(request.size)
     device = device_of(request.device)

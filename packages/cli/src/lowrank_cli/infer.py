@@ -1,0 +1,177 @@
+"""`lowrank infer`: pictures from adapters, or the classes of pictures from a federated run."""
+
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DRAWING = "Pictures from adapters"
+_CLASSES = "Classes from a federated run"
+
+
+def infer(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER... [PICTURE...]", show_default=False)] = [],  # noqa: B006
+    prompt: Annotated[
+        list[str], typer.Option(help="What to draw; repeat for more.", show_default=False, rich_help_panel=_DRAWING)
+    ] = [],  # noqa: B006
+    negative: Annotated[
+        str | None, typer.Option(help="What to keep away from.", show_default=False, rich_help_panel=_DRAWING)
+    ] = None,
+    weight: Annotated[
+        list[float],
+        typer.Option(
+            help="How much an adapter counts, 1 if not given; once for each adapter, in their order.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = [],  # noqa: B006
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER_OR_ID",
+            help="The SDXL below: a diffusers folder, a hub id or tiny; a run knows its own.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER_OR_ID", help="Another VAE than the base's.", show_default=False, rich_help_panel=_DRAWING
+        ),
+    ] = None,
+    merge: Annotated[
+        bool | None,
+        typer.Option(
+            "--merge/--no-merge",
+            help="Merge adapters into the weights; if not given, where rounding loses under 1% of the change.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all noise (0).", show_default=False, rich_help_panel=_DRAWING)] = 0,
+    images: Annotated[
+        int,
+        typer.Option(metavar="N", help="Pictures of each prompt (1).", show_default=False, rich_help_panel=_DRAWING),
+    ] = 1,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="In pixels; the run's or the base's if not given.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Denoising steps (25).", show_default=False, rich_help_panel=_DRAWING)
+    ] = 25,
+    guidance: Annotated[
+        float, typer.Option(help="How strongly to follow the prompt (5).", show_default=False, rich_help_panel=_DRAWING)
+    ] = 5.0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="ddim, ddpm, dpm++, dpm++-karras, dpm++-sde, euler, euler-a, heun, lcm or unipc; the base's if not "
+            "given.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="Pictures drawn at once (1).", show_default=False, rich_help_panel=_DRAWING)
+    ] = 1,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also all pictures in one, grid.png.", rich_help_panel=_DRAWING)
+    ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="fp32, bf16 or fp16; if not given, bf16 on CUDA and fp32 elsewhere.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = "auto",
+    top: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            help="How many classes to name for each picture (5).",
+            show_default=False,
+            rich_help_panel=_CLASSES,
+        ),
+    ] = 5,
+    client: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Of a personalised run: predict with this client's own part of the model.",
+            show_default=False,
+            rich_help_panel=_CLASSES,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps; the machine's accelerator if not given.", show_default=False)
+    ] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="New or empty folder for the pictures; runs/pictures-TIME if not given.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")
+    ] = False,
+) -> None:
+    """Draw pictures with adapters, or name the classes of pictures with a federated run.
+
+    RUN_OR_ADAPTER is the folder of a run, a PEFT folder, or a .safetensors file of kohya, LyCORIS, ComfyUI or
+    diffusers; several are summed. The folder of a federated run comes alone, before files and folders of pictures.
+    """
+    from lowrank_cli import inferring
+
+    if paths and inferring.is_federated(paths[0]):
+        inferring.check_for_adapters({"--prompt": prompt, "--weight": weight, "--base": base, "--out": out})
+        inferring.classify(paths[0], paths[1:], top=top, client=client, device=device, as_json=as_json, quiet=quiet)
+        return
+    if client is not None:
+        from lowrank_core.errors import UsageError
+
+        raise UsageError("--client is for the run of a federation; an adapter has no clients")
+    from lowrank_diffusion.infer.run import Request
+
+    inferring.draw(
+        Request(
+            adapters=paths,
+            prompts=prompt,
+            weights=weight,
+            base=base,
+            vae=vae,
+            merged=merge,
+            negative=negative,
+            seed=seed,
+            images=images,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            scheduler=scheduler,
+            batch=batch,
+            grid=grid,
+            device=device,
+            precision=precision,
+            out=out,
+        ),
+        as_json=as_json,
+        quiet=quiet,
+    )
