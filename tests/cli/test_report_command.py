@@ -23,7 +23,8 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"params": (1_546_000, 1_546_000, 15_245_000), "client_bytes": 12_368_000}
     write_run(tmp_path / "runs" / "a", "cifar10-iid", accuracies=(*[0.1] * 199, 0.8288), **sizes)
-    write_run(tmp_path / "runs" / "b", "cifar10-iid", accuracies=(0.1, 0.2), whole=False, interrupted=True, **sizes)
+    killed = {"seed": 1, "whole": False, "interrupted": True}
+    write_run(tmp_path / "runs" / "b", "cifar10-iid", accuracies=(0.1, 0.2), **killed, **sizes)
     return tmp_path / "runs"
 
 
@@ -81,6 +82,13 @@ def test_a_run_without_a_round_is_said_to_be_left_out(lowrank, runs):
     (runs / "b" / "metrics.jsonl").write_text("")
     outcome = lowrank("fl", "report", str(runs))
     assert outcome.err == f"{runs / 'b'} has not finished a round and is left out\n"
+
+
+def test_a_run_that_repeats_another_is_said_to_be_left_out(lowrank, runs):
+    write_run(runs / "c", "cifar10-iid", accuracies=(0.1, 0.2), whole=False, interrupted=True)
+    outcome = lowrank("fl", "report", str(runs))
+    assert outcome.err == f"{runs / 'c'} is left out: {runs / 'a'} has the same configuration and seed 0\n"
+    assert lowrank("fl", "report", str(runs), "--quiet").err == ""
 
 
 def test_a_page_of_ours_is_replaced_and_no_other(lowrank, runs):

@@ -1,11 +1,14 @@
 """Runs by configuration, and what a group measures."""
 
+import os
+
 import pytest
 from made_runs import write_run
 
 from lowrank_fl.reporting.groups import group_runs, round_seconds
+from lowrank_fl.reporting.interval import interval_of
 from lowrank_fl.reporting.read import find_runs
-from lowrank_fl.reporting.show import common_target, measured
+from lowrank_fl.reporting.show import common_target, measured, repeats
 
 
 def groups_in(folder):
@@ -28,6 +31,36 @@ def test_an_unfinished_seed_is_no_part_of_the_mean(tmp_path):
     write_run(tmp_path / "a", "mnist", "rounds=2", accuracies=(0.5, 0.9))
     write_run(tmp_path / "b", "mnist", "rounds=2", accuracies=(0.5,), seed=1, whole=False, interrupted=True)
     assert [(group.rounds, group.finished) for group in groups_in(tmp_path)] == [(2, True), (1, False)]
+
+
+def test_a_seed_counts_once_however_often_it_ran(tmp_path):
+    write_run(tmp_path / "a", "mnist", "engine.kind=local", accuracies=(0.5, 0.7))
+    write_run(tmp_path / "b", "mnist", "engine.kind=ray", accuracies=(0.5, 0.8))
+    write_run(tmp_path / "c", accuracies=(0.5, 0.6), seed=1)
+    os.utime(tmp_path / "a" / "metrics.jsonl", (1, 1))
+    (group,) = groups_in(tmp_path)
+    assert [run.path.name for run in group.runs] == ["b", "c"]
+    assert group.accuracy().half == pytest.approx(interval_of([0.8, 0.6]).half)
+    assert repeats([group]) == [f"{tmp_path / 'a'} is left out: {tmp_path / 'b'} has the same configuration and seed 0"]
+    assert group.as_tree(())["left_out"] == [str(tmp_path / "a")]
+
+
+def test_of_one_seed_the_most_complete_run_counts_and_then_the_newest(tmp_path):
+    write_run(tmp_path / "whole", "mnist", "rounds=3", accuracies=(0.5, 0.6, 0.7))
+    write_run(tmp_path / "killed", "mnist", "rounds=3", accuracies=(0.5, 0.6), whole=False, interrupted=True)
+    write_run(tmp_path / "no summary", "mnist", "rounds=3", accuracies=(0.5, 0.6, 0.8), interrupted=True)
+    os.utime(tmp_path / "whole" / "metrics.jsonl", (1, 1))
+    (group,) = groups_in(tmp_path)
+    assert [run.path.name for run in group.runs] == ["whole"]
+    assert {run.path.name for run in group.repeats} == {"killed", "no summary"}
+
+
+def test_another_configuration_of_the_same_seed_is_no_repeat(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", "mnist", "federation.lr=0.2")
+    write_run(tmp_path / "c", "mnist", "name=other")
+    assert repeats(groups_in(tmp_path)) == []
+    assert len(groups_in(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The page of `lowrank fl report`: whole, closed in itself, and safe from what users write."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -125,6 +126,14 @@ def test_cells_hold_paper_ours_and_status(tmp_path, page_of):
         "2",
         "pass",
     ]
+
+
+def test_a_run_that_repeats_another_is_named(tmp_path, page_of):
+    write_run(tmp_path / "a", interrupted=True)
+    write_run(tmp_path / "b")
+    assert f"{tmp_path / 'a'} is left out: {tmp_path / 'b'} has the same configuration and seed 0." in unescape(
+        page_of()
+    )
 
 
 def test_a_page_without_a_run_of_the_papers_says_so(tmp_path, page_of):

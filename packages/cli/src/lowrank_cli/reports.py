@@ -12,7 +12,7 @@ from lowrank_fl.reporting.compare import ComparedRow, compare
 from lowrank_fl.reporting.groups import Group, group_runs
 from lowrank_fl.reporting.page import Report, check_writable, summarise, write_page
 from lowrank_fl.reporting.read import find_runs
-from lowrank_fl.reporting.show import by_setting, measured, our_value, paper_value
+from lowrank_fl.reporting.show import by_setting, measured, our_value, paper_value, repeats
 
 
 def report_on(paths: Sequence[Path], out: Path, mbps: str, *, as_json: bool, quiet: bool) -> None:
@@ -26,6 +26,9 @@ def report_on(paths: Sequence[Path], out: Path, mbps: str, *, as_json: bool, qui
         for path in found.empty:
             typer.echo(f"{path} has not finished a round and is left out", err=True)
     groups = group_runs(found.runs)
+    if not quiet:
+        for text in repeats(groups):
+            typer.echo(text, err=True)
     report = Report(groups, compare(groups), rates, found.empty)
     write_page(out, report)
     if as_json:

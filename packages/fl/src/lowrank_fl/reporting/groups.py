@@ -22,6 +22,8 @@ class Group:
     runs: tuple[RunRecord, ...]
     essence: Mapping[str, Any]
     label: str
+    repeats: tuple[RunRecord, ...] = ()
+    """Further runs of the same seeds, left out because they are no independent results."""
 
     @property
     def setting(self) -> str:
@@ -67,6 +69,7 @@ class Group:
             "codec": {way: self.essence[f"codec.{way}"] for way in ("up", "down")},
             "seconds_at_mbps": {f"{rate:g}": self.seconds_at(rate).mean for rate in rates},
             "run_dirs": [str(run.path) for run in self.runs],
+            "left_out": [str(run.path) for run in self.repeats],
         }
 
     @property
@@ -124,19 +127,33 @@ def round_seconds(computing: float, client_bytes: float, mbps: float) -> float:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """The runs by configuration, in the order of their first; each labelled by what sets it apart from the others."""
-    grouped: dict[tuple[Any, ...], list[RunRecord]] = {}
+    """The runs by configuration, in the order of their first; each labelled by what sets it apart from the others.
+
+    Of several runs of one configuration and seed, as under two engines, a group has the one with the most rounds; of
+    equally many, one with a summary, then the newest.
+    """
+    repeated: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in runs:
-        parts = essence(run.config)
-        stopped = None if run.finished else len(run.rows)
-        grouped.setdefault((run.config.name, stopped, *sorted(parts.items(), key=lambda item: item[0])), []).append(run)
+        repeated.setdefault((*_configuration(run), run.config.seed), []).append(run)
+    grouped: dict[tuple[Any, ...], list[RunRecord]] = {}
+    left_out: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for alike in repeated.values():
+        kept = max(alike, key=lambda run: (len(run.rows), run.summary is not None, run.written))
+        key = (*_configuration(kept), None if kept.finished else len(kept.rows))
+        grouped.setdefault(key, []).append(kept)
+        left_out.setdefault(key, []).extend(run for run in alike if run is not kept)
     essences = [essence(members[0].config) for members in grouped.values()]
     names = [members[0].config.name for members in grouped.values()]
     groups: list[Group] = []
-    for name, members, parts in zip(names, grouped.values(), essences, strict=True):
+    for (key, members), name, parts in zip(grouped.items(), names, essences, strict=True):
         alike = [other for other, others_name in zip(essences, names, strict=True) if others_name == name]
-        groups.append(Group(tuple(sorted(members, key=lambda run: run.config.seed)), parts, _label(parts, alike)))
+        by_seed = tuple(sorted(members, key=lambda run: run.config.seed))
+        groups.append(Group(by_seed, parts, _label(parts, alike), tuple(left_out[key])))
     return groups
+
+
+def _configuration(run: RunRecord) -> tuple[Any, ...]:
+    return run.config.name, *sorted(essence(run.config).items(), key=lambda item: item[0])
 
 
 def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from lowrank_fl.paper.judge import ACCURACY_MARGIN, COST_MARGIN
 from lowrank_fl.reporting.compare import ComparedRow
 from lowrank_fl.reporting.figures import draw_all
 from lowrank_fl.reporting.groups import Group
-from lowrank_fl.reporting.show import by_setting, measured, our_value, paper_value
+from lowrank_fl.reporting.show import by_setting, measured, our_value, paper_value, repeats
 
 _MARK = '<meta name="generator" content="lowrank fl report">'
 
@@ -60,6 +60,7 @@ def write_page(path: Path, report: Report) -> None:
         settings=[(name, measured(groups, report.rates)) for name, groups in by_setting(report.groups).items()],
         drawings=draw_all(report.groups, report.rates),
         empty=report.empty,
+        repeats=repeats(report.groups),
         accuracy_margin=ACCURACY_MARGIN,
         cost_margin=100 * COST_MARGIN,
         configs=[(group, (group.runs[0].path / "config.yaml").read_text(encoding="utf-8")) for group in report.groups],

@@ -29,6 +29,11 @@ class RunRecord:
         """Whether it trained all the rounds of its configuration."""
         return len(self.rows) >= self.config.rounds
 
+    @property
+    def written(self) -> int:
+        """When its last round was written, in nanoseconds."""
+        return (self.path / "metrics.jsonl").stat().st_mtime_ns
+
 
 @dataclass(frozen=True)
 class Found:

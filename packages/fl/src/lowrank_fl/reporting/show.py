@@ -36,6 +36,16 @@ def by_setting(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return settings
 
 
+def repeats(groups: Sequence[Group]) -> list[str]:
+    """A sentence for each run that is left out because another of its configuration and seed counts."""
+    kept = [(group, {run.config.seed: run.path for run in group.runs}) for group in groups]
+    return [
+        f"{run.path} is left out: {paths[run.config.seed]} has the same configuration and seed {run.config.seed}"
+        for group, paths in kept
+        for run in group.repeats
+    ]
+
+
 def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, str]]:
     """For each group of one setting, column to cell; all have the same columns."""
     target = common_target(groups)
