@@ -1,5 +1,6 @@
 """Accuracy against traffic, as a picture."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -40,6 +41,13 @@ def test_a_point_lies_at_all_megabytes_so_far_and_its_accuracy_in_percent(drawn)
 def test_megabytes_are_logarithmic_and_accuracy_is_not(drawn):
     axes = drawn([("fedpara", rows([0.5, 0.6]))])
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+
+
+def test_the_axis_says_on_what_was_tested(drawn):
+    held_out = [dataclasses.replace(row, worst_accuracy=0.25) for row in rows([0.5, 0.6])]
+    assert drawn([("fedpara", rows([0.5]))]).get_ylabel() == "accuracy on the test set, %"
+    assert drawn([("pfedpara", held_out)]).get_ylabel() == "mean accuracy of the clients on what they hold out, %"
+    assert drawn([("pfedpara", held_out), ("fedpara", rows([0.5]))]).get_ylabel() == "accuracy, %"
 
 
 def test_seeds_share_a_line_of_their_mean_with_a_band_from_worst_to_best(drawn):

@@ -37,7 +37,7 @@ def plot_accuracy_vs_bytes(runs: Sequence[tuple[str, Sequence[RoundRow]]], path:
     axes = figure.add_subplot()
     axes.set_title(title, loc="left")
     axes.set_xlabel("MB sent, up and down, all clients")
-    axes.set_ylabel("accuracy on the test set, %")
+    axes.set_ylabel(_accuracy_axis([row for seeds in groups.values() for rows in seeds for row in rows]))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     for number, (label, seeds) in enumerate(groups.items()):
@@ -66,6 +66,13 @@ def plot_accuracy_vs_bytes(runs: Sequence[tuple[str, Sequence[RoundRow]]], path:
         axes.xaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside right upper") if len(groups) > _INSIDE else axes.legend(loc="best")
     figure.savefig(path, format="png", dpi=140)
+
+
+def _accuracy_axis(rows: Sequence[RoundRow]) -> str:
+    clients_tested = {row.worst_accuracy is not None for row in rows}
+    if clients_tested == {True}:
+        return "mean accuracy of the clients on what they hold out, %"
+    return "accuracy, %" if True in clients_tested else "accuracy on the test set, %"
 
 
 def _mean_by_round(runs: Sequence[Sequence[float]]) -> list[float]:
