@@ -121,8 +121,9 @@ def test_a_stand_in_for_data_is_said_to_be_one():
     [
         (row(value=80.0), Interval(79.0), "pass"),
         (row(value=80.0), Interval(78.99), "fail"),
-        (row(value=80.0), Interval(78.5, 0.5), "pass"),
-        (row(value=80.0), Interval(78.5, 0.49), "fail"),
+        (row(value=80.0), Interval(79.0, 9.0), "pass"),
+        (row(value=80.0), Interval(78.99, 9.0), "fail"),
+        (row(value=82.88), interval_of([60.0, 70.0]), "fail"),
         (row("params", 1.55), Interval(1.56), "pass"),
         (row("params", 1.55), Interval(1.54), "pass"),
         (row("params", 1.55), Interval(1.5601), "fail"),
@@ -134,8 +135,14 @@ def test_a_stand_in_for_data_is_said_to_be_one():
         (row("rounds_to", 100, 1, target=80), Interval(105), "pass"),
         (row("rounds_to", 100, 1, target=80), Interval(106), "fail"),
         (row("seconds_at", 49.54, mbps=2), Interval(1.0), "partial"),
-        (row("above", 0), Interval(0.01), "pass"),
+        (row("above", 0), Interval(0.5, 0.49), "pass"),
+        (row("above", 0), Interval(0.5, 0.0), "pass"),
+        (row("above", 0), Interval(0.5, 0.5), "partial"),
+        (row("above", 0), Interval(0.01, 9.0), "partial"),
+        (row("above", 0), Interval(9.0), "partial"),
         (row("above", 0), Interval(0.0), "fail"),
+        (row("above", 0), Interval(0.0, 0.0), "fail"),
+        (row("above", 0), Interval(-0.01, 9.0), "fail"),
     ],
 )
 def test_a_result_passes_within_its_margin(compared, ours, status):

@@ -65,8 +65,7 @@ def _print_rows(rows: Sequence[ComparedRow]) -> None:
         column.vertical = "top"
     for row in rows:
         source = row.paper.source if row.paper else ""
-        count = len(row.group.runs) if row.group else 0
-        cells = [paper_value(row), our_value(row), str(count), row.status or "", "; ".join(row.differs)]
+        cells = [paper_value(row), our_value(row), str(len(row.seeds)), row.status or "", "; ".join(row.differs)]
         table.add_row(source, row.setting, row.run, row.quantity, *cells)
     stdout().print(table)
 

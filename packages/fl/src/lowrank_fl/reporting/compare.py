@@ -22,6 +22,15 @@ class ComparedRow:
     status: Status | None
     """None where the paper has no such run."""
     differs: tuple[str, ...] = ()
+    paired: tuple[int, ...] | None = None
+    """Of `points above`: the seeds that both groups have, from which `ours` follows."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that `ours` is of."""
+        if self.paired is not None:
+            return list(self.paired)
+        return self.group.seeds if self.group else []
 
     @property
     def setting(self) -> str:
@@ -50,7 +59,7 @@ class ComparedRow:
             "paper": paper.value if paper else None,
             "ours": ours.mean if ours else None,
             "interval": [ours.low, ours.high] if ours and ours.half is not None else None,
-            "seeds": group.seeds if group else [],
+            "seeds": self.seeds,
             "status": self.status,
             "differs": list(self.differs),
             "run_dirs": [str(run.path) for run in group.runs] if group else [],
@@ -130,21 +139,25 @@ def _with_rounds(row: PaperRow, group: Group, ours: Interval | None, differs: li
 
 
 def _above(row: PaperRow, group: Group, differs: list[str], groups: Sequence[Group]) -> ComparedRow | None:
-    """By how many points the group is above the other run that the row names, seed by seed."""
+    """By how many points the group is above the other run that the row names, seed by seed.
+
+    The other may lie in another sweep and go by another name; of several, the one that shares the most seeds is taken.
+    """
     wanted = PaperRow(row.source, row.preset, row.quantity, row.value, row.unit, row.other)
+    own = {run.config.seed: run.rows[-1].accuracy for run in group.runs}
+    points: dict[int, float] = {}
     for other in groups:
         others = differences(wanted, other.essence)
         if others != differs or other.rounds != group.rounds or _federation(other) != _federation(group):
             continue
         theirs = {run.config.seed: run.rows[-1].accuracy for run in other.runs}
-        pairs = [
-            100 * (run.rows[-1].accuracy - theirs[run.config.seed]) for run in group.runs if run.config.seed in theirs
-        ]
-        if pairs:
-            ours = interval_of(pairs)
-            said = list(_with_rounds(PaperRow(row.source, row.preset, "accuracy", 0, 1), group, ours, differs))
-            return ComparedRow(row, group, ours, judge(row, ours, said), tuple(said))
-    return None
+        shared = {seed: 100 * (own[seed] - theirs[seed]) for seed in own if seed in theirs}
+        points = max(points, shared, key=len)
+    if not points:
+        return None
+    ours = interval_of(list(points.values()))
+    said = list(_with_rounds(PaperRow(row.source, row.preset, "accuracy", 0, 1), group, ours, differs))
+    return ComparedRow(row, group, ours, judge(row, ours, said), tuple(said), tuple(points))
 
 
 def _federation(group: Group) -> dict[str, Any]:
