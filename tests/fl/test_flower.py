@@ -79,9 +79,25 @@ def deflated_bytes(message: Message) -> int:
 
 def test_wire_bytes_are_those_of_everything_flower_serialises():
     small = message_with(STATE)
-    large = message_with({"big": torch.randn(1_500_000), "small": torch.randn(5)})  # more than one 5 MiB chunk
+    large = message_with({"big": torch.randn(5_500_000), "small": torch.randn(5)})  # five chunks of up to 5 MiB
     for message in (small, large):
         assert wire_bytes(message) == deflated_bytes(message)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "stype"),
+    [
+        ("float32", (10**12,), "numpy.ndarray"),
+        ("evil", (3,), "numpy.ndarray"),
+        ("float32", (-1,), "numpy.ndarray"),
+        ("float32", (3,), "pickle"),
+    ],
+)
+def test_an_array_from_elsewhere_counts_by_the_bytes_that_came(dtype, shape, stype):
+    message = message_with({"w": torch.ones(3)})
+    data = flwr.app.Array(np.ones(3, np.float32)).data
+    message.content["arrays"] = flwr.app.ArrayRecord({"w": flwr.app.Array(dtype, shape, stype, data)})
+    assert wire_bytes(message) == deflated_bytes(message)
 
 
 @given(st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=5))

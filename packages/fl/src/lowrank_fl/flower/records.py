@@ -1,7 +1,9 @@
 """Flower's array records over tensors that are already in memory, and the bytes a message takes on the wire."""
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
+from io import BytesIO
 from typing import Any, cast
 
 import flwr.app
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from numpy.lib import format as npy
 from torch import Tensor
 
 
@@ -113,8 +116,9 @@ def to_arrays(record: flwr.app.ArrayRecord) -> dict[str, np.ndarray]:
 def wire_bytes(message: Message) -> int:
     """The bytes of everything Flower serialises for a message: the envelope, the records, and every array in full.
 
-    Sizes depend on names, dtypes and shapes alone, so arrays are measured once for each shape and their numbers
-    are not serialised again. Flower sends identical arrays of one message once; here each counts.
+    Sizes depend on names, dtypes, shapes and lengths alone, so arrays are measured once for each and their numbers are
+    not serialised again. Flower sends identical arrays of one message once; here each counts. An array that came from
+    elsewhere counts by the bytes that came, whatever it says it is.
     """
     if not message.has_content():
         return len(message.deflate())
@@ -124,25 +128,39 @@ def wire_bytes(message: Message) -> int:
     envelope = len(empty.deflate())
     small = sum(len(record.deflate()) for record in content.values() if not isinstance(record, flwr.app.ArrayRecord))
     layouts = tuple(
-        (name, tuple((key, array.dtype, tuple(array.shape)) for key, array in record.items()))
+        (name, tuple((key, *_measured(array)) for key, array in record.items()))
         for name, record in content.array_records.items()
     )
     others = tuple((name, type(record)) for name, record in content.items() if name not in content.array_records)
     return envelope + small + _content_bytes(layouts, others)
 
 
+def _measured(array: flwr.app.Array) -> tuple[str, tuple[int, ...], str, int]:
+    """What the bytes of an array depend on; last its length as .npy."""
+    shape = tuple(array.shape)
+    length = _npy_bytes(array.dtype, shape) if isinstance(array, Array) else len(array.data)
+    return array.dtype, shape, array.stype, length
+
+
+@lru_cache(maxsize=4096)
+def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    kind, header = np.dtype(dtype), BytesIO()
+    described = {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(header, described)
+    return header.tell() + kind.itemsize * math.prod(shape)
+
+
 @lru_cache(maxsize=256)
 def _content_bytes(layouts: tuple[Any, ...], others: tuple[Any, ...]) -> int:
-    """The record dictionary and its array records, deflated once with arbitrary distinct numbers."""
+    """The record dictionary and its array records, deflated once with arbitrary distinct bytes."""
     content = RecordDict()
     total = 0
     for number, (name, layout) in enumerate(layouts):
         record = flwr.app.ArrayRecord()
-        for index, (key, dtype, shape) in enumerate(layout):
-            values = np.full(shape, index + 1 + number * len(layout)).astype(dtype)
-            if values.size:
-                values.flat[-1] += 1  # so that no two chunks of a large array are alike
-            record[key] = flwr.app.Array(values)
+        for index, (key, dtype, shape, stype, length) in enumerate(layout):
+            # No two arrays, and no two chunks of a large one, are alike.
+            numbers = index + number * len(layout) + (np.arange(-(-length // 8)) << 24)
+            record[key] = flwr.app.Array(dtype, shape, stype, numbers.tobytes()[:length])
         content[name] = record
         total += _nested_bytes(record)
     for name, kind in others:
