@@ -72,6 +72,8 @@ def test_the_papers_personalised_presets_have_its_settings(preset, kind, share):
     assert (config.model.name, config.model.width, config.personalized) == ("mlp", 256, "pfedpara")
     assert (config.partition.kind, config.partition.train_share) == (kind, share)
     assert config.partition.classes_per_client == 2
+    # The paper does not say how it draws factors; its authors' code does. At the upper end of its rates runs diverge.
+    assert (config.model.init, config.federation.lr) == ("paper", 0.03)
 
 
 def test_the_papers_resnet_differs_from_its_vgg_in_network_and_batch():
