@@ -98,7 +98,7 @@ def differences(row: PaperRow, ours: Essence) -> list[str] | None:
         is_stand_in = key == "data.name" and stand_ins().get(str(own)) == theirs
         if key in _IDENTITY or (key == "data.name" and not is_stand_in):
             return None
-        found.append(in_words(key, theirs, own))
+        found.append(in_words(key, theirs if bounds is None else f"{bounds[0]:g} to {bounds[1]:g}", own))
     return found
 
 
