@@ -40,7 +40,8 @@ def launch(config: DiffusionConfig, folder: Path, observer: Observer) -> RunSumm
             "takes one, so lower it, or set train.accumulate instead"
         )
     with (folder / _LOG).open("a", encoding="utf-8") as log:
-        processes = [_start(folder, number, count, on_cpu, log) for number in range(count)]
+        port = _free_port()
+        processes = [_start(folder, number, count, port, on_cpu, log) for number in range(count)]
         try:
             failure = _listen(processes[0], observer)
         except KeyboardInterrupt:
@@ -60,9 +61,9 @@ def launch(config: DiffusionConfig, folder: Path, observer: Observer) -> RunSumm
     return summary
 
 
-def _start(folder: Path, number: int, count: int, on_cpu: bool, log: IO[str]) -> "subprocess.Popen[str]":
+def _start(folder: Path, number: int, count: int, port: int, on_cpu: bool, log: IO[str]) -> "subprocess.Popen[str]":
     environment = {**os.environ, "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
-    environment |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port(folder))}
+    environment |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if on_cpu:
         threads = max(1, (os.cpu_count() or 1) // count)
         environment = {"OMP_NUM_THREADS": str(threads), **environment, "ACCELERATE_USE_CPU": "true"}
@@ -76,16 +77,10 @@ def _start(folder: Path, number: int, count: int, on_cpu: bool, log: IO[str]) ->
     )
 
 
-_ports: dict[Path, int] = {}
-
-
-def _port(folder: Path) -> int:
-    """A free one, the same for all processes of a run."""
-    if folder not in _ports:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            _ports[folder] = probe.getsockname()[1]
-    return _ports[folder]
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _listen(process: "subprocess.Popen[str]", observer: Observer) -> dict[str, Any] | None:

@@ -1,0 +1,104 @@
+"""The commands of `lowrank diffusion`."""
+
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank_cli.fl import Config, Json, Overrides, Quiet
+from lowrank_cli.help import SectionedCommand
+
+app = typer.Typer(
+    help="Fine-tune SDXL with low-rank adapters.",
+    epilog="Example: lowrank diffusion train quickstart",
+    no_args_is_help=True,
+    # Typer 0.20 and Click 8.5 would each add their own guess to an unknown command.
+    suggest_commands=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command(
+    cls=SectionedCommand,
+    epilog="Example: lowrank diffusion train sdxl-loha -o data.path=photos -o train.steps=2000",
+)
+def train(
+    config: Config = None,
+    override: Overrides = [],  # noqa: B006
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Processes on this machine, each with a GPU.", rich_help_panel="Configuration", min=1
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random choice.", rich_help_panel="Configuration")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="New or empty folder to write to; runs/NAME-TIME if not given.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the run in this folder after its latest checkpoint.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what the run would cost, and train nothing.", rich_help_panel="Output")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an adapter on captioned pictures and write it for every program.
+
+    CONFIG is a preset's name (see: lowrank diffusion presets) or a YAML file; without it, the preset quickstart.
+    """
+    if resume is not None:
+        from lowrank_cli.fine_tuning import go_on
+        from lowrank_core import UsageError
+
+        if config or override or processes is not None or seed is not None or out or plan:
+            raise UsageError("--resume takes everything from its folder; leave the configuration and --out out")
+        go_on(resume, as_json=as_json, quiet=quiet)
+        return
+    from lowrank_diffusion.load import load_config
+
+    settings = load_config(config, override, seed=seed, processes=processes)
+    if plan:
+        from lowrank_cli.fine_tuning import show_plan
+
+        show_plan(settings, as_json=as_json, quiet=quiet)
+    else:
+        from lowrank_cli.fine_tuning import carry_out
+
+        carry_out(settings, out, as_json=as_json, quiet=quiet)
+
+
+@app.command(cls=SectionedCommand, epilog="Example: lowrank diffusion presets")
+def presets(as_json: Json = False) -> None:
+    """List the presets that `lowrank diffusion train` knows."""
+    from lowrank_diffusion.presets import presets as find
+
+    found = find()
+    if as_json:
+        typer.echo(json.dumps({"presets": [{"name": name, "description": line} for name, line in found.items()]}))
+        return
+    from lowrank_cli.tables import make_table, stdout
+
+    table = make_table(["preset", "what it trains"], left=2)
+    for name, line in found.items():
+        table.add_row(name, line)
+    stdout().print(table)

@@ -1,0 +1,155 @@
+"""`lowrank diffusion train --plan`: what a run would cost, from shapes alone."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowrank_core.costs.adapters import count_adapter
+from lowrank_core.costs.trace import ForwardCost, trace
+from lowrank_core.files.tensors import read_shapes
+from lowrank_diffusion import sdxl
+from lowrank_diffusion.adapting import adapter_config
+from lowrank_diffusion.base import base_folder, check_sdxl
+from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.outline import outlined
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1}
+"""Bytes that an optimizer keeps of each number; Adafactor's are few."""
+_BLOCK = re.compile(r"(.*\.(?:resnets|transformer_blocks)\.\d+)\.")
+"""What is computed again in the backward pass where activations are not kept."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Bytes are estimates, of one process."""
+
+    name: str
+    method: str
+    seed: int
+    steps: int
+    pictures_per_step: int
+    pictures: int
+    """Shown in all, those shown again included."""
+    layers: int
+    """Of the UNet, adapted."""
+    trainable_params: int
+    original_params: int
+    """Of the UNet."""
+    base_bytes: int
+    """Frozen networks that stay on the device."""
+    adapter_bytes: int
+    """Factors, their gradients and the optimizer's state."""
+    activation_bytes: int
+    """What a forward keeps for the backward pass: about the inputs of all layers with weights."""
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class _Network:
+    model: nn.Module
+    cost: ForwardCost
+    pixels: int
+    """Side of the picture that the cost is for."""
+
+
+def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
+    """Read the base's shapes, or take SDXL's where it is on the hub; no weight is loaded and nothing fetched.
+
+    Raises:
+        LowrankError: the base's folder is no SDXL.
+        UsageError: targets that match nothing.
+    """
+    train, settings = config.train, config.adapter
+    local = config.base.path == "tiny" or Path(config.base.path).expanduser().exists()
+    folder = base_folder(config.base.path, None, note) if local else None
+    if folder is None:
+        note(f"{config.base.path} is not looked at: its networks are taken for SDXL's own")
+        unet = _Network(*outlined("unet"), pixels=1024)
+    else:
+        check_sdxl(folder, config.base.path)
+        unet = _read(folder)
+    reports = [count_adapter(unet.model, adapter_config(settings, settings.target))]
+    texts = [_text_model(folder, name) for name in ("text_encoder", "text_encoder_2")]
+    if settings.text_encoders:
+        reports += [count_adapter(text, adapter_config(settings, settings.text_target)) for text in texts]
+    trained = sum(report.trainable_params for report in reports)
+    kept = [unet.model, *(texts if config.cache.text == "none" else [])]
+    base_bytes = _BYTES[train.precision] * sum(p.numel() for model in kept for p in model.parameters())
+    if config.cache.latents == "none":
+        base_bytes += _vae_bytes(folder, train.precision)
+    adapter_bytes = trained * (8 + _STATES[train.optimizer])
+    enlarged = (config.data.resolution / unet.pixels) ** 2
+    numbers = _recomputed(unet.cost) if train.checkpointing else sum(_inputs(unet.cost).values())
+    activations = round(numbers * enlarged) * train.batch_size * _BYTES[train.precision]
+    per_step = train.batch_size * train.accumulate * train.processes
+    return RunPlan(
+        name=config.name,
+        method=settings.method,
+        seed=config.seed,
+        steps=train.steps,
+        pictures_per_step=per_step,
+        pictures=per_step * train.steps,
+        layers=len(reports[0].layers),
+        trainable_params=trained,
+        original_params=reports[0].original_params,
+        base_bytes=base_bytes,
+        adapter_bytes=adapter_bytes,
+        activation_bytes=activations,
+        peak_memory_bytes=base_bytes + adapter_bytes + activations,
+    )
+
+
+def _read(folder: Path) -> _Network:
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    if all(config.get(key) == (list(value) if isinstance(value, tuple) else value) for key, value in sdxl.UNET.items()):
+        return _Network(*outlined("unet"), pixels=1024)
+    # diffusers takes seconds to import.
+    from lowrank_diffusion.folders import blank_from_config
+
+    blank = blank_from_config(str(folder / "unet"), lambda _: None)
+    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    side = config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    return _Network(blank.model, trace(blank.model, *blank.arguments, **blank.named), side)
+
+
+def _text_model(folder: Path | None, name: str) -> nn.Module:
+    if folder is None:
+        return outlined(name)[0]
+    config: dict[str, Any] = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+    expected = sdxl.TEXT_ENCODER if name == "text_encoder" else sdxl.TEXT_ENCODER_2
+    if all(config.get(key) == value for key, value in expected.items()):
+        return outlined(name)[0]
+    from lowrank_diffusion.folders import blank_from_config
+
+    return blank_from_config(str(folder / name), lambda _: None).model
+
+
+def _vae_bytes(folder: Path | None, precision: str) -> int:
+    if folder is None:
+        return 83_653_863 * (2 if precision == "bf16" else 4)  # SDXL's
+    files = (folder / "vae").glob("*.safetensors")
+    numbers = sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
+    return numbers * (2 if precision == "bf16" else 4)
+
+
+def _inputs(cost: ForwardCost) -> dict[str, int]:
+    """How many numbers each layer is given for one picture."""
+    return {name: sum(math.prod(shape) for shape in call.inputs) for name, call in cost.layers.items()}
+
+
+def _recomputed(cost: ForwardCost) -> int:
+    """The same with checkpointing: what lies outside blocks, each block's own input, and all of the largest block."""
+    inputs = _inputs(cost)
+    inside = {name: match[1] for name in inputs if (match := _BLOCK.match(name))}
+    blocks: dict[str, list[int]] = {}
+    for name, block in inside.items():
+        blocks.setdefault(block, []).append(inputs[name])
+    outside = sum(count for name, count in inputs.items() if name not in inside)
+    return outside + sum(first for first, *_ in blocks.values()) + max(map(sum, blocks.values()), default=0)
