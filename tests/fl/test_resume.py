@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,15 +16,16 @@ from filelock import FileLock
 from test_run import Watcher
 
 from lowrank_core import LowrankError
+from lowrank_fl.folder import finished_rounds, locked, prepare
 from lowrank_fl.load import load_config
 from lowrank_fl.run import resume, run
 
 SMALL = ["data.max_examples=120", "federation.clients=4", "federation.clients_per_round=2", "federation.epochs=1"]
 
 
-def config(*more: str):
+def config(*more: str, **flags):
     quick = ["rounds=4", "model.method=fedpara", "model.width=4", "engine.workers=1"]
-    return load_config("quickstart", [*SMALL, *quick, *more])
+    return load_config("quickstart", [*SMALL, *quick, *more], **flags)
 
 
 def weights(folder: Path) -> bytes:
@@ -111,27 +114,98 @@ def test_two_runs_in_one_folder(tmp_path):
         resume(tmp_path / "run", Watcher())
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_and_resumed_each_time(tmp_path):
-    import random
+@pytest.mark.parametrize("sweep", [[], ["seed=0,1"]])
+def test_the_configuration_is_the_first_thing_written(tmp_path, monkeypatch, sweep):
+    """A run that is killed as it starts can be resumed."""
 
-    more = [part for item in [*SMALL, "rounds=30", "model.width=4", "strategy.name=scaffold"] for part in ("-o", item)]
-    command = [sys.executable, "-c", "from lowrank_cli.main import main; main()", "fl", "run"]
+    def be_killed(config):
+        raise SystemError("as if killed")
+
+    monkeypatch.setattr("lowrank_fl.run.make_engine", be_killed)
+    settings = config(sweep=sweep)
+    with pytest.raises(SystemError):
+        run(settings, tmp_path / "run", Watcher())
+    assert load_config(str(tmp_path / "run" / "config.yaml")) == settings
+
+
+def test_a_superlinks_run_can_be_resumed_before_it_is_submitted(tmp_path, monkeypatch):
+    def be_killed(config, folder, observer):
+        raise SystemError("as if killed")
+
+    monkeypatch.setattr("lowrank_fl.flower.app.submit.submit", be_killed)
+    settings = config("engine.kind=superlink", "engine.address=h:1")
+    with pytest.raises(SystemError):
+        run(settings, tmp_path, Watcher())
+    assert load_config(str(tmp_path / "config.yaml")) == settings
+
+
+def test_a_folder_with_a_lock_alone_is_free(tmp_path):
+    """Killed between the lock and config.yaml."""
+    (tmp_path / ".lock").touch()
+    assert prepare(tmp_path, "run") == tmp_path
+
+
+def test_a_run_that_fails_before_it_begins_leaves_its_folder_free(tmp_path):
+    with pytest.raises(LowrankError, match="none"):
+        run(config("data.name=mine", f"data.path={tmp_path / 'none'}"), tmp_path / "run", Watcher())
+    assert prepare(tmp_path / "run", "run") == tmp_path / "run"
+
+
+def test_the_lock_stays_so_that_it_is_the_same_for_everybody(tmp_path):
+    with locked(tmp_path):
+        before = os.stat(tmp_path / ".lock").st_ino
+    with locked(tmp_path):
+        assert os.stat(tmp_path / ".lock").st_ino == before
+
+
+PERSONALISED = ["model.method=pfedpara", "partition.held_out=0.2"]
+ROUNDS = 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["strategy.name=fedavg"], ["strategy.name=scaffold"], PERSONALISED])
+def test_killed_at_random_moments_and_resumed_each_time(tmp_path, more):
+    """Three kills, or as many as LOWRANK_KILLS says, about a quarter of them before the first checkpoint."""
+    kills = int(os.environ.get("LOWRANK_KILLS", "3"))
+    early = max(1, kills // 4)
+    keys = [*SMALL, f"rounds={ROUNDS}", "data.max_examples=400", "model.width=4", "model.method=fedpara", *more]
+    command = [sys.executable, "-c", "from lowrank_cli.main import main; main()", "fl", "run", "--quiet"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    start = [*command, "quickstart", "-o", "model.method=fedpara", *more, "--quiet", "--out"]
+    start = [*command, "quickstart", *(part for key in keys for part in ("-o", key)), "--out"]
     subprocess.run([*start, str(whole)], check=True, capture_output=True)
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    a_round = sum(row["seconds"] for row in rows) / ROUNDS
     draw = random.Random(0)
-    began = subprocess.Popen([*start, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(4):
-        time.sleep(draw.uniform(3, 11))  # before the first checkpoint and after it
-        began.send_signal(signal.SIGKILL)
-        began.wait()
-        if not (killed / "config.yaml").exists():
-            shutil.rmtree(killed, ignore_errors=True)
-            again = [*start, str(killed)]
+    for number in range(kills):
+        known = (killed / "config.yaml").exists()
+        again = [*command, "--resume", str(killed)] if known else [*start, str(killed)]
+        done = finished_rounds(killed)
+        written = killed / ["", "config.yaml", "metrics.jsonl"][number % 3]
+        process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        began = time.time()
+        if number < early:
+            # The folder itself at first; each start writes the files anew before its first round.
+            _wait(process, partial(_written, written, began))
         else:
-            again = [*command, "--resume", str(killed), "--quiet"]
-        began = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert began.wait() == 0
+            goal = max(done + 1, ROUNDS * (number - early + 1) // (kills - early + 1))
+            _wait(process, partial(_has_rounds, killed, goal))
+            time.sleep(draw.uniform(0, a_round))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert number >= early or not (killed / "checkpoint" / "state.safetensors").exists()
+    subprocess.run([*command, "--resume", str(killed)], check=True, capture_output=True)
     assert weights(killed) == weights(whole)
     assert results(killed) == results(whole)
+
+
+def _written(file: Path, since: float) -> bool:
+    return file.exists() and file.stat().st_mtime > since
+
+
+def _has_rounds(folder: Path, count: int) -> bool:
+    return finished_rounds(folder) >= count
+
+
+def _wait(process, condition) -> None:
+    while not condition() and process.poll() is None:
+        time.sleep(0.002)

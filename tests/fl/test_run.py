@@ -59,6 +59,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path):
     out, watcher = tmp_path / "run", Watcher()
     (summary,) = run(small(), out, watcher)
     assert {path.name for path in out.iterdir()} == {
+        ".lock",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",

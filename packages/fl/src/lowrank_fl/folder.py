@@ -18,6 +18,8 @@ from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.results import RoundRow, RunSummary
 
+_LOCK = ".lock"
+
 
 def prepare(out: Path | None, name: str) -> Path:
     """The folder to write to, made and empty.
@@ -31,7 +33,8 @@ def prepare(out: Path | None, name: str) -> Path:
         out = stem if not stem.exists() else next(path for path in numbered if not path.exists())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
+        # A run that was killed at once, or is only beginning, has its lock there.
+        occupied = any(path.name != _LOCK for path in out.iterdir())
     except OSError as error:
         raise LowrankError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
     if occupied:
@@ -51,7 +54,7 @@ def locked(folder: Path) -> Generator[None]:
     Raises:
         LowrankError: one does already.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -59,9 +62,8 @@ def locked(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
+        # The file stays: somebody may wait for this one, and a new one would be another lock.
         lock.release()
-        lock_file = folder / ".lock"
-        lock_file.unlink(missing_ok=True)
 
 
 def read_summary(folder: Path) -> RunSummary | None:
@@ -76,11 +78,17 @@ def finished_rounds(folder: Path) -> int:
     return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
 
 
-def write_config(path: Path, config: RunConfig, *, sweep: bool = False) -> None:
-    """config.yaml: everything it takes to run this again."""
-    tree = config.model_dump(mode="json", exclude=None if sweep else {"sweep"})
+def write_config(path: Path, config: RunConfig) -> None:
+    """config.yaml: everything it takes to run this again, or to go on with it."""
+    tree = config.model_dump(mode="json", exclude=None if config.sweep else {"sweep"})
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
+
+
+def take_back_config(path: Path) -> None:
+    """Remove config.yaml where nothing came after it, so that the folder is free for another try."""
+    if {file.name for file in path.iterdir()} <= {"config.yaml", _LOCK}:
+        (path / "config.yaml").unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -19,7 +19,16 @@ from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
 from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
-from lowrank_fl.folder import RunFolder, finished_rounds, locked, prepare, read_summary, run_name, write_config
+from lowrank_fl.folder import (
+    RunFolder,
+    finished_rounds,
+    locked,
+    prepare,
+    read_summary,
+    run_name,
+    take_back_config,
+    write_config,
+)
 from lowrank_fl.load import expand, load_config
 from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
@@ -47,10 +56,14 @@ def run(config: RunConfig, out: Path | None, observer: Observer) -> list[RunSumm
         LowrankError: `out` holds something already, data or device are missing, training diverges.
         Interrupted: Ctrl-C; the finished rounds and their model are on disk.
     """
-    if config.engine.kind == "superlink":
-        return _submit(config, prepare(out, config.name), observer)
-    check_device(config.device)
-    return carry_out(config, prepare(out, config.name), observer, lambda: make_engine(config))
+    if config.engine.kind != "superlink":
+        check_device(config.device)
+    folder = prepare(out, config.name)
+    try:
+        return _carry_out_anywhere(config, folder, observer)
+    except LowrankError:
+        take_back_config(folder)
+        raise
 
 
 def resume(folder: Path, observer: Observer) -> list[RunSummary]:
@@ -67,9 +80,14 @@ def resume(folder: Path, observer: Observer) -> list[RunSummary]:
     if not file.exists():
         raise LowrankError(f"{folder} holds no run to resume: there is no config.yaml in it")
     config = load_config(str(file))
+    if config.engine.kind != "superlink":
+        check_device(config.device)
+    return _carry_out_anywhere(config, folder, observer)
+
+
+def _carry_out_anywhere(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
     if config.engine.kind == "superlink":
         return _submit(config, folder, observer)
-    check_device(config.device)
     return carry_out(config, folder, observer, lambda: make_engine(config))
 
 
@@ -77,14 +95,16 @@ def carry_out(config: RunConfig, folder: Path, observer: Observer, engine_of: Ca
     """Carry out what of `config` is not yet done in `folder`, with the engine that `engine_of` makes."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if config.sweep:
-            write_config(folder, config, sweep=True)
+        # Before anything that takes time: whatever ends the run from here on, it can be resumed.
+        write_config(folder, config)
         return _carry_out(config, folder, observer, engine_of())
 
 
 def _submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
     from lowrank_fl.flower.app.submit import submit
 
+    with locked(folder):
+        write_config(folder, config)
     try:
         return submit(config, folder, observer)
     except KeyboardInterrupt:
@@ -215,7 +235,15 @@ class _Run:
             if checkpoint:
                 wire.load_state(checkpoint.wire)
             for trained in train_rounds(
-                strategy, grid, arrays, federation, wire, rounds=config.rounds, seed=config.seed, first=done + 1
+                strategy,
+                grid,
+                arrays,
+                federation,
+                wire,
+                rounds=config.rounds,
+                seed=config.seed,
+                first=done + 1,
+                examples=[len(rows) for rows in parts.train],
             ):
                 began = time.perf_counter()
                 if config.partition.held_out:

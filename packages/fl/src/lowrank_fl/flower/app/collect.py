@@ -18,7 +18,7 @@ class Collector:
         self._observer = observer
         self._open: RunFolder | None = None
         if config.sweep:
-            write_config(folder, config, sweep=True)
+            write_config(folder, config)
 
     def note(self, text: str) -> None:
         self._observer.note(text)
