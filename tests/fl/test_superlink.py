@@ -300,9 +300,36 @@ def test_ending_a_program_ends_what_it_started(tmp_path, monkeypatch):
     process = trial._start([str(tmp_path / "flower-superlink")], tmp_path, "log")
     while not pid.exists() or not pid.read_text().strip():
         time.sleep(0.01)
+    assert is_alive(pid)
     trial._end([process])
-    state = subprocess.run(["ps", "-o", "stat=", "-p", pid.read_text().strip()], capture_output=True, text=True)
-    assert state.stdout.strip() in ("", "Z")
+    assert not is_alive(pid)
+
+
+def is_alive(pid_file: Path) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid_file.read_text().strip()], capture_output=True, text=True)
+    return state.stdout.strip() not in ("", "Z")
+
+
+@posix
+def test_programs_end_when_the_process_that_started_them_is_killed(tmp_path):
+    program, pid = tmp_path / "program", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {pid}.new; mv {pid}.new {pid}; sleep 600\n")
+    program.chmod(0o755)
+    code = (
+        "import sys, time; from pathlib import Path; from lowrank_fl.flower.app import trial; "
+        "home = Path(sys.argv[1]); kept = trial._start([str(home / 'program')], home, 'log'); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    while not pid.exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    assert is_alive(pid)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
 
 
 def test_a_resumed_run_keeps_the_name_it_has_on_other_machines(tmp_path):

@@ -1,16 +1,16 @@
 """A SuperLink and its SuperNodes on this machine, for the length of a run."""
 
-import os
-import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lowrank_core import LowrankError
 from lowrank_fl.config import EngineConfig
+from lowrank_fl.flower.app import tether
 from lowrank_fl.flower.app.connection import Connection, environment, file_of
 
 # Flower's own programs need seconds to load.
@@ -22,7 +22,7 @@ _STOP_SECONDS = 10.0
 def local_superlink(engine: EngineConfig, home: Path) -> Generator[Connection]:
     """Inside the block a SuperLink runs, and `engine.local_nodes` SuperNodes with it.
 
-    Every process that was started is gone after the block, however it is left.
+    Every process that was started is gone after the block, however it is left; the kill of this process included.
 
     Raises:
         LowrankError: a file that the configuration names is missing, or the SuperLink does not start or refuses a
@@ -71,40 +71,28 @@ def _supernode_tls(engine: EngineConfig) -> list[str]:
 
 
 def _start(command: Sequence[str], home: Path, log: str) -> "subprocess.Popen[bytes]":
-    """Start a program in a group of its own, with all that it starts: Ctrl-C leaves it alone, it ends whole."""
+    """Start a program, out of Ctrl-C's reach, that ends with this process at the latest, with all that it started."""
     variables = environment(home)
     # How often a process is looked for that a message needs; Flower's second is meant for many machines.
     variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
     with (home / log).open("wb") as file:
         return subprocess.Popen(
-            command, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            [sys.executable, "-I", tether.__file__, str(_STOP_SECONDS), *command],
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
 
 
 def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """End programs and all that they started: asked at first, then by force."""
+    """End programs and all that they started."""
     for process in processes:
-        _signal_group(process, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline and any(_group_lives(process) for process in processes):
-        time.sleep(0.05)
+        assert process.stdin is not None
+        process.stdin.close()
     for process in processes:
-        _signal_group(process, signal.SIGKILL)
         process.wait()
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def _group_lives(process: "subprocess.Popen[bytes]") -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _wait_until_it_listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
