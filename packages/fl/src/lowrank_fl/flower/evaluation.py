@@ -1,6 +1,5 @@
 """Every client tests the shared model, with what it has of its own, on the examples it holds out."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import flwr.app
@@ -13,10 +12,12 @@ from lowrank_core import LowrankError
 from lowrank_fl.config import FederationConfig, StrategyConfig
 from lowrank_fl.flower.grid import LocalGrid, client_of
 from lowrank_fl.flower.records import to_record
-from lowrank_fl.flower.screening import screen
+from lowrank_fl.flower.screening import check_dropped, metrics_of, screen
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.results import Evaluation
+
+_METRICS = ("accuracy", "loss")
 
 
 def evaluate_by_clients(
@@ -35,16 +36,11 @@ def evaluate_by_clients(
     config = ConfigRecord({"lr": federation.lr_in(number)})
     exchange = wire.exchange(grid, strategy.configure_evaluate(number, arrays, config, grid))
     sound, dropped = screen(exchange.replies, exchange.messages, _fault)
-    if len(dropped) > federation.tolerated_failures * len(exchange.messages) or not sound:
-        client, reason = next(iter(dropped.items()))
-        others = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
-        raise LowrankError(
-            f"client {client}{others} cannot test the model of round {number}: {reason}; "
-            "raise federation.tolerated_failures to go on without such clients"
-        )
-    found = {client_of(reply.metadata.src_node_id): reply.content.metric_records["metrics"] for reply in sound}
-    accuracies = {client: _number(found[client]["accuracy"]) for client in sorted(found)}
-    losses = [_number(found[client]["loss"]) for client in accuracies]
+    task = f"test the model of round {number}"
+    check_dropped(dropped, len(exchange.messages), federation.tolerated_failures, task)
+    found = {client_of(reply.metadata.src_node_id): metrics_of(reply, _METRICS) for reply in sound}
+    accuracies = {client: found[client]["accuracy"] for client in sorted(found)}
+    losses = [found[client]["loss"] for client in accuracies]
     ranked = sorted(accuracies.values())
     worst = ranked[: max(1, len(ranked) // 10)]
     return Evaluation(
@@ -77,14 +73,8 @@ def measure_evaluation(
 
 
 def _fault(reply: Message, _: Message) -> str | None:
-    metrics = reply.content.metric_records.get("metrics")
-    for name, most in (("accuracy", 1.0), ("loss", sys.float_info.max)):
-        value = metrics.get(name) if metrics else None
-        if not isinstance(value, int | float) or not 0 <= value <= most:
-            return f"it reports the {name} {value}"
-    return None
-
-
-def _number(value: object) -> float:
-    assert isinstance(value, int | float)
-    return float(value)
+    try:
+        accuracy = metrics_of(reply, _METRICS)["accuracy"]
+    except LowrankError as error:
+        return str(error)
+    return None if 0 <= accuracy <= 1 else f"it reports the accuracy {accuracy}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import flwr.app
+import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -15,8 +16,8 @@ from lowrank_core import LowrankError
 from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
-from lowrank_fl.flower.records import ArrayRecord, to_record
-from lowrank_fl.flower.screening import screen
+from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
+from lowrank_fl.flower.screening import check_dropped, finite, screen, training_fault
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.seeds import derive_seed
@@ -47,14 +48,18 @@ def train_rounds(
     rounds: int,
     seed: int,
     first: int = 1,
+    examples: Sequence[int] | None = None,
 ) -> Iterator[TrainedRound]:
     """Yield every round from `first` on as it ends; the caller evaluates and keeps what it needs.
 
     One call of `configure_train`, the grid and `aggregate_train` is a round, as in Flower's own loop. Bytes are what
     Flower would serialise for the messages to the clients (down) and for their replies (up).
 
+    examples: how many each client trains on, which is the most that it may weigh; any number if not given.
+
     Raises:
-        LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows.
+        LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows, or all are, or
+            the strategy makes a model of them whose numbers are not all finite.
     """
     for number in range(first, rounds + 1):
         began = time.perf_counter()
@@ -63,20 +68,19 @@ def train_rounds(
         random.seed(derive_seed(seed, "sampling", number))
         exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid))
         messages = exchange.messages
-        sound, dropped = screen(exchange.replies, messages)
-        if len(dropped) > federation.tolerated_failures * len(messages):
-            client, reason = next(iter(dropped.items()))
-            others = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
+        sound, dropped = screen(exchange.replies, messages, training_fault(examples))
+        check_dropped(dropped, len(messages), federation.tolerated_failures, f"be used in round {number}")
+        with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at below
+            aggregated, metrics = strategy.aggregate_train(number, sound)
+            assert aggregated is not None
+            assert metrics is not None
+            arrays = _as_before(aggregated, arrays)
+        if not finite(to_arrays(arrays)):
             raise LowrankError(
-                f"client {client}{others} cannot be used in round {number}: {reason}; "
-                "raise federation.tolerated_failures to go on without such clients"
+                f"the server's step in round {number} leaves numbers that are not finite, though every reply's are; "
+                "lower strategy.server_lr or federation.lr"
             )
-        if not sound:
-            raise LowrankError(f"no client's reply in round {number} can be used: {next(iter(dropped.values()))}")
-        aggregated, metrics = strategy.aggregate_train(number, sound)
-        assert aggregated is not None
-        assert metrics is not None
-        arrays = _as_before(aggregated, arrays)
+        wire.accept(number, sound)
         loss = metrics["loss"]
         assert isinstance(loss, float)
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)

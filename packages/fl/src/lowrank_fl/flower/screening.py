@@ -1,26 +1,34 @@
 """Replies that no server should average: errors, other arrays than were sent, numbers that are none."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import flwr.app
 import numpy as np
 import torch
 from flwr.app import Message
 
+from lowrank_core import LowrankError
 from lowrank_fl.codecs import Undecodable
 from lowrank_fl.flower.codecs.content import read
 from lowrank_fl.flower.grid import client_of
 from lowrank_fl.packing import Arrays
 
+Fault = Callable[[Message, Message], str | None]
+"""What is wrong with a reply that is no error, given the message it answers."""
+
+_EXAMPLES = "num-examples"
+_LONGEST_REASON = 300
+
 
 def screen(
-    replies: Sequence[Message],
-    messages: Sequence[Message],
-    fault: Callable[[Message, Message], str | None] | None = None,
+    replies: Sequence[Message], messages: Sequence[Message], fault: Fault | None = None
 ) -> tuple[list[Message], dict[int, str]]:
     """The replies that can be used, in their order; and why the other clients' cannot, or that none came.
 
-    fault: what is wrong with a reply that is no error, given the message it answers; that of training if not given.
+    fault: `training_fault()` if not given.
     """
+    fault = fault or training_fault()
     sent = {message.metadata.dst_node_id: message for message in messages}
     sound: list[Message] = []
     dropped: dict[int, str] = {}
@@ -33,9 +41,9 @@ def screen(
         if reply.has_error():
             reason = reply.error.reason or f"error code {reply.error.code}"
         else:
-            reason = (fault or _fault)(reply, sent[node])
+            reason = fault(reply, sent[node])
         if reason:
-            dropped[client_of(node)] = reason
+            dropped[client_of(node)] = _shortened(reason)
         else:
             sound.append(reply)
     for node in sent.keys() - answered:
@@ -43,14 +51,77 @@ def screen(
     return sound, dropped
 
 
-def _fault(reply: Message, message: Message) -> str | None:
+def check_dropped(dropped: Mapping[int, str], asked: int, tolerated: float, task: str) -> None:
+    """See that enough clients are left.
+
+    asked: how many clients were asked.
+    tolerated: the share of them that may be dropped; never all.
+    task: what a dropped client cannot do, after "cannot".
+
+    Raises:
+        LowrankError: more were dropped.
+    """
+    if not dropped or (len(dropped) <= tolerated * asked and len(dropped) < asked):
+        return
+    client, reason = next(iter(dropped.items()))
+    if len(dropped) <= tolerated * asked:
+        raise LowrankError(f"no client can {task}; client {client}: {reason}")
+    others = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
+    raise LowrankError(
+        f"client {client}{others} cannot {task}: {reason}; "
+        "raise federation.tolerated_failures to go on without such clients"
+    )
+
+
+def training_fault(examples: Sequence[int] | None = None) -> Fault:
+    """What is wrong with a trained reply: its metrics, its arrays or their numbers.
+
+    examples: how many each client trains on; a client that reports more would outweigh the others.
+    """
+
+    def fault(reply: Message, message: Message) -> str | None:
+        try:
+            count = metrics_of(reply, ("loss",))[_EXAMPLES]
+        except LowrankError as error:
+            return str(error)
+        most = examples[client_of(reply.metadata.src_node_id)] if examples else None
+        if most is not None and count > most:
+            return f"it reports {count} examples, and has {most}"
+        return _array_fault(reply, message)
+
+    return fault
+
+
+def metrics_of(reply: Message, names: Collection[str]) -> dict[str, float]:
+    """The metrics of a reply: `num-examples`, and finite numbers by the given names.
+
+    Raises:
+        LowrankError: it has others, or several records of them, or they are no such numbers.
+    """
+    records = reply.content.metric_records
+    if list(records) != ["metrics"]:
+        raise LowrankError(f"it sent the metric records {', '.join(records) or 'none'} instead of metrics")
+    metrics = records["metrics"]
+    expected = {_EXAMPLES, *names}
+    if set(metrics) != expected:
+        given = ", ".join(sorted(metrics)) or "nothing"
+        raise LowrankError(f"it reports {given} instead of {', '.join(sorted(expected))}")
+    count = metrics[_EXAMPLES]
+    if type(count) is not int or count <= 0:
+        raise LowrankError(f"it reports {count} examples")
+    found: dict[str, float] = {_EXAMPLES: count}
+    for name in names:
+        value = metrics[name]
+        if not isinstance(value, float) or not math.isfinite(value):
+            raise LowrankError(f"it reports the {name} {value}")
+        found[name] = value
+    return found
+
+
+def _array_fault(reply: Message, message: Message) -> str | None:
     expected, given = message.content.array_records, reply.content.array_records
     if list(given) != list(expected):
         return f"it sent the arrays {', '.join(given) or 'none'} instead of {', '.join(expected)}"
-    metrics = reply.content.metric_records.get("metrics")
-    weight = metrics.get("num-examples") if metrics else None
-    if not isinstance(weight, int | float) or not weight > 0:
-        return f"it reports {weight} examples"
     for key, record in given.items():
         like = expected[key]
         if list(record) != list(like):
@@ -60,14 +131,20 @@ def _fault(reply: Message, message: Message) -> str | None:
         except Undecodable as error:
             return f"{key}/{error}"
         for name, values in arrays.items():
-            if values.shape != tuple(like[name].shape) or str(values.dtype) != like[name].dtype:
-                return f"{key}/{name} is {values.dtype} {values.shape}, not {like[name].dtype} {like[name].shape}"
-        if not _finite(arrays):
+            for found in (record[name], values):  # what it says it is, and what it is
+                if _kind(found) != _kind(like[name]):
+                    return f"{key}/{name} is {_kind(found)}, not {_kind(like[name])}"
+        if not finite(arrays):
             return f"{key} holds numbers that are not finite"
     return None
 
 
-def _finite(arrays: Arrays) -> bool:
+def _kind(array: flwr.app.Array | np.ndarray) -> str:
+    return f"{array.dtype} {tuple(array.shape)}"
+
+
+def finite(arrays: Arrays) -> bool:
+    """Whether all floating-point numbers of the arrays are finite."""
     for values in arrays.values():
         if not np.issubdtype(values.dtype, np.floating):
             continue
@@ -76,3 +153,7 @@ def _finite(arrays: Arrays) -> bool:
         if not bool(torch.isfinite(total)) and not bool(np.isfinite(values).all()):
             return False
     return True
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
