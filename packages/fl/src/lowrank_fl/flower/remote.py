@@ -5,11 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
-from lowrank_core import LowrankError
+from lowrank_fl.flower.failure import failed
 
 if TYPE_CHECKING:
     from lowrank_fl.flower.resident import Resident
@@ -42,9 +41,8 @@ def make_remote_app(find: Find) -> ClientApp:
             resident = find(message, context)
             torch.set_num_threads(resident.trainer.how.threads)
             return resident.app(message, context)
-        except LowrankError as error:
-            # The round may go on without this client.
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+        except Exception as error:
+            return failed(message, error)
 
     return app
 

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 
 import torch
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from torch import nn
 
-from lowrank_core import LowrankError
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.flower.client import make_client_app
+from lowrank_fl.flower.failure import failed
 from lowrank_fl.flower.grid import client_of, make_context
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.training import LocalTraining, Trainer
@@ -30,9 +29,8 @@ class Resident:
         client = client_of(message.metadata.dst_node_id)
         try:
             return self.app(message, make_context(client, len(self.trainer.parts)))
-        except LowrankError as error:
-            # The round may go on without this client.
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+        except Exception as error:  # a full disk, no memory: whatever it is, it is one client's
+            return failed(message, error)
 
     def _reply(self, state: Mapping[str, torch.Tensor]) -> ArrayRecord:
         return to_record(state, shared=False, slot=self._slot)
