@@ -3,22 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flwr.serverapp.strategy import (
-    FedAdagrad,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    FedMedian,
-    FedProx,
-    FedTrimmedAvg,
-    FedYogi,
-    Krum,
-    Strategy,
-)
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum, Strategy
 
 from lowrank_fl.config import FederationConfig, StrategyConfig
 from lowrank_fl.flower.strategies.feddyn import FedDyn
 from lowrank_fl.flower.strategies.scaffold import Scaffold
+from lowrank_fl.flower.strategies.statistics import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
 
 def make_strategy(config: StrategyConfig, federation: FederationConfig, parameters: Sequence[str]) -> Strategy:
@@ -28,7 +18,7 @@ def make_strategy(config: StrategyConfig, federation: FederationConfig, paramete
     Reddi et al., 2021. scaffold: Karimireddy et al., 2020. feddyn: Acar et al., 2021. fedmedian, fedtrimmedavg: Yin et
     al., 2018. krum: Blanchard et al., 2017.
 
-    parameters: the names of the arrays that clients train.
+    parameters: the names of the arrays that clients train; no rule but an average touches the others.
     """
     sampled, clients = federation.clients_per_round, federation.clients
     # Flower rounds clients x fraction down, so the exact number goes in as the least to sample.
@@ -39,14 +29,19 @@ def make_strategy(config: StrategyConfig, federation: FederationConfig, paramete
         # Flower waits for a second client otherwise, and in a federation of one none will come.
         "min_available_nodes": sampled,
     }
-    ours = {"parameters": parameters, "clients": clients}
-    adaptive = {"eta": config.server_lr or 0.01, "eta_l": federation.lr, "tau": config.tau}
+    trained = {"parameters": parameters}
+    ours = {**trained, "clients": clients}
+    adaptive = {**trained, "eta": config.server_lr or 0.01, "eta_l": federation.lr, "tau": config.tau}
     moments = {"beta_1": config.beta1, "beta_2": config.beta2}
     rules: dict[str, tuple[Callable[..., Strategy], dict[str, Any]]] = {
         "fedavg": (FedAvg, {}),
         "fedavgm": (
             FedAvgM,
-            {"server_learning_rate": config.server_lr or 1.0, "server_momentum": config.server_momentum},
+            {
+                **trained,
+                "server_learning_rate": config.server_lr or 1.0,
+                "server_momentum": config.server_momentum,
+            },
         ),
         "fedprox": (FedProx, {"proximal_mu": config.mu}),
         "fedadam": (FedAdam, adaptive | moments),
