@@ -1,7 +1,9 @@
 """Flower's Ray backend, stood in for: what is made of its answers and failures."""
 
 import logging
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -17,46 +19,110 @@ from lowrank_fl.load import load_config
 pytest.importorskip("ray")
 
 
+class Actor:
+    """Answers a message by `behave`, in a thread of its own."""
+
+    def __init__(self, behave) -> None:
+        self.behave = behave
+        self.killed = threading.Event()
+        self.run = self
+
+    def remote(self, app, message, client, context):
+        future = Future()
+        threading.Thread(target=self._answer, args=(future, message, context), daemon=True).start()
+        return self, future
+
+    def _answer(self, future, message, context) -> None:
+        try:
+            self.behave(context.node_config["partition-id"])
+            reply = Message(RecordDict({"config": ConfigRecord(dict(context.node_config))}), reply_to=message)
+            future.set_result((context.node_id, reply, context))
+        except Exception as error:
+            future.set_exception(error)
+
+
+class Pool:
+    def __init__(self, behave) -> None:
+        self.made = 0
+        self.behave = behave
+        self.pool = [self.create_actor_fn() for _ in range(2)]
+
+    def create_actor_fn(self) -> Actor:
+        self.made += 1
+        return Actor(self.behave)
+
+
 class Backend:
-    """Answers a message by `behave`."""
+    """Two actors, and room for another where one is killed."""
 
     num_workers = 2
     app_fn = None
     ended = False
 
     def __init__(self, behave) -> None:
-        self.behave = behave
-
-    def process_message(self, message, context):
-        self.behave(context.node_config["partition-id"])
-        return Message(RecordDict({"config": ConfigRecord(dict(context.node_config))}), reply_to=message), context
+        self.pool = Pool(behave)
 
     def terminate(self) -> None:
         self.ended = True
 
 
-@pytest.fixture
-def send(monkeypatch, tmp_path):
-    """`send(behave, *clients)` is what a round with these clients comes to."""
+def get(asked, timeout=None):
+    """As `ray.get`: a result, its error, that of a killed actor, or that of a time that is over."""
+    from ray.exceptions import GetTimeoutError, RayActorError
 
-    def send(behave, *clients: int, **engine: float):
+    actor, future = asked
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not future.done():
+        if actor.killed.is_set():
+            raise RayActorError
+        if deadline is not None and time.monotonic() > deadline:
+            raise GetTimeoutError
+        time.sleep(0.01)
+    return future.result()
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch):
+    monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.kill", lambda actor: actor.killed.set())
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    """`make(behave)` is an engine over actors that answer by `behave`, its backend and a grid of four clients."""
+
+    def make(behave, **engine: float):
         backend = Backend(behave)
         monkeypatch.setattr(ray_engine, "_start", lambda config, workers: backend)
         settings = [f"engine.{key}={value}" for key, value in engine.items()]
         config = load_config("quickstart", ["engine.kind=ray", "federation.clients=4", *FEWER, *settings])
         examples = small_examples()
         ours = RayEngine(config, 2)
+        training = how()
+        training = type(training)(**{**vars(training), "state_folder": tmp_path})
+        return ours, backend, ours.set_up(config, small_model(), examples, equal_parts(examples, 4), training)
+
+    return make
+
+
+@pytest.fixture
+def send(make):
+    """`send(behave, *clients)` is what a round with these clients comes to."""
+
+    def send(behave, *clients: int, **engine: float):
+        ours, backend, grid = make(behave, **engine)
         try:
-            training = how()
-            training = type(training)(**{**vars(training), "state_folder": tmp_path})
-            grid = ours.set_up(config, small_model(), examples, equal_parts(examples, 4), training)
-            messages = [Message(RecordDict({"config": ConfigRecord()}), client + 1, "train") for client in clients]
+            messages = messages_for(*clients)
             return messages, list(grid.send_and_receive(messages))
         finally:
             ours.close(at_once=True)
             assert backend.ended
 
     return send
+
+
+def messages_for(*clients: int) -> list[Message]:
+    return [Message(RecordDict({"config": ConfigRecord()}), client + 1, "train") for client in clients]
 
 
 FEWER = ["federation.clients_per_round=3"]
@@ -86,16 +152,55 @@ def test_an_exception_in_an_actor_is_that_clients_error(send):
     assert not replies[0].has_error()
 
 
-def test_an_actor_that_dies_ends_the_run(send):
+def test_an_actor_that_dies_is_that_clients_error_and_is_replaced(make):
     from ray.exceptions import RayActorError
 
     def behave(client):
-        raise RayActorError
+        if client == 0:
+            raise RayActorError
 
-    with pytest.raises(
-        LowrankError, match=r"a Ray actor died, most likely for lack of memory; try fewer with -o engine"
-    ):
-        send(behave, 0)
+    ours, backend, grid = make(behave)
+    sent = messages_for(0, 1)
+    dead, sound = grid.send_and_receive(sent)
+    assert dead.error.reason.startswith("its Ray actor died, most likely for lack of memory; try -o engine.workers=1")
+    assert not sound.has_error()
+    assert (len(backend.pool.pool), backend.pool.made) == (2, 3)
+    ours.close()
+
+
+def test_a_client_that_never_answers_costs_its_round_alone_and_no_time_at_the_end(make):
+    never = threading.Event()
+    ours, backend, grid = make(lambda client: never.wait(60) if client == 0 else None, timeout=0.3)
+    assert [reply.metadata.src_node_id for reply in grid.send_and_receive(messages_for(0, 1))] == [2]
+    assert (len(backend.pool.pool), backend.pool.made) == (2, 3)
+    assert len(grid.send_and_receive(messages_for(1, 2, 3))) == 3
+    began = time.monotonic()
+    ours.close()
+    assert time.monotonic() - began < 10
+    assert backend.ended
+    never.set()
+
+
+def test_closing_does_not_wait_for_a_client_that_is_training(make):
+    """As after Ctrl-C, where nothing else ends the round."""
+    training, never = threading.Event(), threading.Event()
+
+    def behave(client):
+        training.set()
+        never.wait(60)
+
+    ours, backend, grid = make(behave)
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.extend(grid.send_and_receive(messages_for(0))), daemon=True)
+    waiting.start()
+    assert training.wait(10)
+    began = time.monotonic()
+    ours.close(at_once=True)
+    assert time.monotonic() - began < 10
+    assert backend.ended
+    assert backend.pool.made == 2  # an actor made now would start Ray anew
+    waiting.join(10)
+    never.set()
 
 
 def test_flowers_logger_is_left_as_it_was(send):
@@ -126,6 +231,7 @@ def test_the_cluster_is_made_for_the_workers_or_taken_as_it_is(monkeypatch, addr
 
     class Taken(Backend):
         def __init__(self, config) -> None:
+            super().__init__(None)
             asked.append(config)
 
         def build(self, app) -> None: ...

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from lowrank_fl.training import LocalTraining
 class RayEngine:
     """Every actor makes its data and its model from the run's configuration, and becomes any client in turn.
 
-    The backend is fed directly: Flower's own loop around it owns the process and looks for messages ten times a second.
+    The backend's actors are fed directly: Flower's own loop around it owns the process and looks for messages ten times
+    a second, and its pool takes a dead actor back.
     """
 
     shared = False
@@ -42,7 +44,9 @@ class RayEngine:
         self._logger = logging.getLogger("flwr")
         self._level = self._logger.level
         self._logger.setLevel(logging.CRITICAL)
-        # The backend wants an idle actor for every message.
+        self._busy: list[Any] = []
+        self._closed = False
+        # One for each actor, so that there is an idle one for every message.
         self._threads = ThreadPoolExecutor(self._backend.num_workers)
 
     def set_up(self, config: RunConfig, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> Grid:
@@ -57,32 +61,57 @@ class RayEngine:
         return self._server.evaluate(record)
 
     def close(self, *, at_once: bool = False) -> None:
-        self._threads.shutdown(wait=not at_once, cancel_futures=True)
+        """End the actors; a client that is still training, and may never answer, is not waited for."""
+        import ray
+
+        self._closed = True
+        for actor in list(self._busy):
+            ray.kill(actor)
+        self._threads.shutdown(cancel_futures=True)
         self._backend.terminate()
         self._server.close()
         self._logger.setLevel(self._level)
 
     def _execute(self, messages: Sequence[Message]) -> list[Message]:
         """The replies that come in time, in the order of the messages."""
-        futures = [self._threads.submit(self._ask, message) for message in messages]
-        _, late = wait(futures, self._timeout)
-        for future in late:
-            future.cancel()
-        return [future.result() for future in futures if future not in late]
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        futures = [self._threads.submit(self._ask, message, deadline) for message in messages]
+        return [reply for future in futures if (reply := future.result()) is not None]
 
-    def _ask(self, message: Message) -> Message:
-        from ray.exceptions import RayActorError, RayTaskError
+    def _ask(self, message: Message, deadline: float | None) -> Message | None:
+        """The reply, or None after the deadline. An actor that is late or dead makes room for a new one."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-        context = make_context(client_of(message.metadata.dst_node_id), self._clients)
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return None
+        client = client_of(message.metadata.dst_node_id)
+        context = make_context(client, self._clients)
+        idle = self._backend.pool.pool
+        actor = idle.pop()
+        self._busy.append(actor)
+        usable = False
         try:
-            return self._backend.process_message(message, context)[0]
+            _, reply, _ = ray.get(actor.run.remote(self._backend.app_fn, message, str(client), context), timeout=left)
+            usable = True
+            return reply
+        except GetTimeoutError:
+            ray.kill(actor)
+            return None
         except RayActorError:
-            raise LowrankError(
-                "a Ray actor died, most likely for lack of memory; try fewer with -o engine.workers=1"
-            ) from None
+            return _error("its Ray actor died, most likely for lack of memory; try -o engine.workers=1", message)
         except RayTaskError as error:
-            reason = f"{type(error.cause).__name__}: {error.cause}"
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            usable = True
+            return _error(f"{type(error.cause).__name__}: {error.cause}", message)
+        finally:
+            self._busy.remove(actor)
+            if not self._closed:
+                idle.append(actor if usable else self._backend.pool.create_actor_fn())
+
+
+def _error(reason: str, message: Message) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _start(config: RunConfig, workers: int) -> Any:
