@@ -109,8 +109,9 @@ def federate(kind, folder, executor=None, *, strategy="fedavg", rounds=2, client
     arrays = to_record(transferred(model, how.personalization), shared=executor.shared)
     made = make_strategy(StrategyConfig(name=strategy), settings, trained_names(model, how.personalization))
     results = []
-    for trained in train_rounds(made, grid, arrays, settings, Wire(), rounds=rounds, seed=SEED):
-        found = evaluate_by_clients(made, grid, trained.arrays, settings, Wire(), trained.number)
+    wire = Wire()
+    for trained in train_rounds(made, grid, arrays, settings, wire, rounds=rounds, seed=SEED):
+        found = evaluate_by_clients(made, grid, trained.arrays, settings, wire, trained.number)
         shared = {name: array.copy() for name, array in to_arrays(trained.arrays).items()}
         results.append((shared, found.client_accuracies, found.loss, trained.clients))
     return results
@@ -241,12 +242,12 @@ def test_a_client_that_never_trained_has_the_common_start(kind, tmp_path):
     personal = Personal(trained)
     received = {name: tensor.numpy().copy() for name, tensor in trained.shared.items()}
     start = {name: tensor.clone() for name, tensor in trained.state.items()}
-    personal.begin(received, 0, 1, LR)
-    personal.train(0, 1, LR, None)
-    personal.begin_test(received, 3, 1, LR)
+    personal.begin(received, 0, 1, LR, 0)
+    personal.train(0, 1, LR, None, 0)
+    personal.begin_test(received, 3, 1, LR, 0)
     for name, tensor in trained.state.items():
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=0)
-    personal.begin_test(received, 0, 1, LR)
+    personal.begin_test(received, 0, 1, LR, 1)
     assert any(not torch.equal(tensor, start[name]) for name, tensor in trained.state.items())
 
 
@@ -260,8 +261,8 @@ def test_a_round_that_is_run_again_starts_from_what_it_started_from(tmp_path):
     received = {name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}
     ends = []
     for number in (1, 2, 2):
-        personal.begin(received, 0, number, LR)
-        personal.train(0, number, LR, None)
+        personal.begin(received, 0, number, LR, number - 1)
+        personal.train(0, number, LR, None, number - 1)
         ends.append(trainer.state["3.weight"].clone())
     assert torch.equal(ends[1], ends[2])
     assert not torch.equal(ends[0], ends[1])
@@ -275,8 +276,8 @@ def test_fedproxs_pull_and_feddyns_correction_hold_what_travels_alone(tmp_path):
 
         trainer = Trainer(model_of("fedper"), small_examples(), parts(2), how("fedper", tmp_path / str(mu), epochs=5))
         personal, start = Personal(trainer), {name: t.clone() for name, t in trainer.state.items()}
-        personal.begin({name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}, 0, 1, LR)
-        personal.train(0, 1, LR, Drift(proximal=mu))
+        personal.begin({name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}, 0, 1, LR, 0)
+        personal.train(0, 1, LR, Drift(proximal=mu), 0)
         moved[mu] = {name: (tensor - start[name]).norm().item() for name, tensor in trainer.state.items()}
     assert moved[10.0]["1.weight"] < 0.3 * moved[0.0]["1.weight"]
     assert moved[10.0]["3.weight"] > 0.5 * moved[0.0]["3.weight"]
@@ -294,7 +295,7 @@ def test_fedreps_first_phase_leaves_the_bodys_statistics(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3))
     trainer = Trainer(model, small_examples(), parts(2), how("fedrep", tmp_path))
     before = {name: tensor.clone() for name, tensor in trainer.state.items()}
-    Personal(trainer).begin({name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}, 0, 1, LR)
+    Personal(trainer).begin({name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}, 0, 1, LR, 0)
     changed = {name for name, tensor in trainer.state.items() if not torch.equal(tensor, before[name])}
     assert changed == {"3.weight", "3.bias"}
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -305,8 +306,8 @@ def test_the_jacobian_correction_leaves_frozen_weights_out(tmp_path):
     local = dataclasses.replace(how("fedrep", tmp_path), jacobian_lambda=1.0)
     trainer = Trainer(model, small_examples(), parts(2), local)
     personal = Personal(trainer)
-    personal.begin({name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}, 0, 1, LR)
-    assert personal.train(0, 1, LR, None).loss > 0
+    personal.begin({name: tensor.numpy().copy() for name, tensor in trainer.shared.items()}, 0, 1, LR, 0)
+    assert personal.train(0, 1, LR, None, 0).loss > 0
 
 
 def test_clients_with_a_part_of_their_own_need_a_folder():

@@ -6,6 +6,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from lowrank_core import LowrankError
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.config import FederationConfig, StrategyConfig
 from lowrank_fl.drift import feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
@@ -161,7 +162,7 @@ def record_of(**tensors):
         (put("arrays", record_of(w=torch.ones(2).double())), "arrays/w is float64 (2,), not float32 (2,)"),
         (put("arrays", record_of(v=torch.ones(2))), "the arrays of arrays have other names than were sent"),
         (put("more", record_of(w=torch.ones(2))), "it sent the arrays arrays, more instead of arrays"),
-        (put("metrics", MetricRecord({"num-examples": -1})), "it reports -1 examples"),
+        (put("metrics", MetricRecord({"num-examples": -1, "loss": 0.1})), "it reports -1 examples"),
     ],
 )
 def test_a_reply_that_nobody_should_average_is_dropped_with_its_reason(change, reason):
@@ -184,22 +185,31 @@ def test_a_large_finite_sum_is_no_fault():
     assert screen(replies, messages)[1] == {}
 
 
-def test_a_client_finds_what_it_kept_before_a_round(tmp_path):
+def test_a_client_goes_on_from_the_round_it_is_told(tmp_path):
     states = ClientStates(tmp_path)
-    assert states.load(7, 1) == {}
-    for number in (1, 4, 6):
-        states.save(7, number, {"c": torch.full((2,), float(number))})
-    assert states.load(7, 7)["c"][0] == 6
-    # Round 6 is run again after a crash: what it wrote the first time does not count.
-    assert states.load(7, 6)["c"][0] == 4
-    assert sorted(path.name for path in (tmp_path / "7").iterdir()) == ["round-4.safetensors", "round-6.safetensors"]
+    assert states.load(7, 0) == {}
+    for number, told in ((1, 0), (4, 1), (6, 1), (8, 6)):  # what it sent in round 4 was not used
+        states.save(7, number, {"c": torch.full((2,), float(number))}, keep=told)
+    # Round 8 may be run again after a crash, or its reply not be used.
+    assert [states.load(7, number)["c"][0] for number in (6, 8)] == [6, 8]
+    assert sorted(path.name for path in (tmp_path / "7").iterdir()) == ["round-6.safetensors", "round-8.safetensors"]
+
+
+def test_a_round_that_ends_late_leaves_the_newer_ones(tmp_path):
+    states = ClientStates(tmp_path)
+    for number in (1, 3, 2):
+        states.save(0, number, {"c": torch.ones(1)}, keep=1)
+    assert states.rounds(0) == [1, 2, 3]
+
+
+def test_a_client_state_that_is_gone_is_said(tmp_path):
+    with pytest.raises(LowrankError, match=r"what client 2 kept from round 5 is gone: there is no .*round-5.safe"):
+        ClientStates(tmp_path).load(2, 5)
 
 
 def test_a_damaged_client_state_is_said(tmp_path):
-    from lowrank_core import LowrankError
-
     states = ClientStates(tmp_path)
-    states.save(2, 1, {"c": torch.ones(2)})
+    states.save(2, 1, {"c": torch.ones(2)}, keep=0)
     (tmp_path / "2" / "round-1.safetensors").write_bytes(b"short")
     with pytest.raises(LowrankError, match=r"the state of client 2 in .*round-1.safetensors cannot be read"):
-        states.load(2, 2)
+        states.load(2, 1)

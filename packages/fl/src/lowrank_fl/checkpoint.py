@@ -21,14 +21,18 @@ _FILE = Path("checkpoint", "state.safetensors")
 class Checkpoint:
     """The model after `round`, and what strategy and codecs carry over to the next.
 
-    Everything random in a round follows from (seed, round, client), so there is no generator to save; what clients
-    keep, they keep themselves, by round.
+    Everything random in a round follows from (seed, round, client), so there is no generator to save. What clients
+    keep, they keep themselves, by round; `wire` says which round's each of them goes on from.
     """
 
     round: int
     model: Mapping[str, np.ndarray]
     strategy: Mapping[str, np.ndarray]
     wire: Mapping[str, np.ndarray]
+
+    def state_round(self, client: int) -> int:
+        """The round that left what this client goes on from, the last whose reply was used; 0 if there is none."""
+        return dict(self.wire["accepted"].tolist()).get(client, 0)
 
 
 def save_checkpoint(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files.tensors import read_tensors
+from lowrank_fl.checkpoint import load_checkpoint
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.config import ModelConfig
 from lowrank_fl.data.pictures import Shape, to_array
-from lowrank_fl.folder import finished_rounds
 from lowrank_fl.load import load_config
 from lowrank_fl.models.build import build_model
 from lowrank_fl.state import state_of
@@ -203,7 +203,8 @@ def _own_part(folder: Path, client: int) -> dict[str, Tensor]:
     parts = folder / "clients" / "personal"
     if not parts.is_dir():
         raise LowrankError(f"{parts} is missing: the clients' own parts are where the clients ran; copy it from there")
-    own = ClientStates(parts).load(client, finished_rounds(folder) + 1)
+    checkpoint = load_checkpoint(folder, config)
+    own = ClientStates(parts).load(client, checkpoint.state_round(client) if checkpoint else 0)
     if not own and kind == "ditto":
         raise LowrankError(f"client {client} of {folder} has trained no model of its own; choose another client")
     return own

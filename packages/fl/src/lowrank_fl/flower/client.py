@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
 from lowrank_fl.flower.codecs import codec_mod
+from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.personal import Personal
 from lowrank_fl.training import Trainer
@@ -21,13 +22,13 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
 
     A training message carries what is shared of the model as `arrays`, and a ConfigRecord `config` with the number of
     the `client` (the node's `partition-id` if not given, because a node may host one client or several),
-    `server-round`, `lr` and, under FedProx, `proximal-mu`, under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's
-    control variate as `control`. The reply carries the trained `arrays`, under SCAFFOLD the change of the client's
-    control variate as `control`, and as `metrics` the weight `num-examples` and the `loss`; `reply` makes the record
-    of the trained arrays.
+    `server-round`, the `state-round` that left what the client goes on from, `lr` and, under FedProx, `proximal-mu`,
+    under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's control variate as `control`. The reply carries the trained
+    `arrays`, under SCAFFOLD the change of the client's control variate as `control`, and as `metrics` the weight
+    `num-examples` and the `loss`; `reply` makes the record of the trained arrays.
 
-    An evaluation message carries `arrays`, `client`, `server-round` and `lr` likewise; the reply's `metrics` are
-    `num-examples`, `accuracy` and `loss` on what the client holds out.
+    An evaluation message carries `arrays`, `client`, `server-round`, `state-round` and `lr` likewise; the reply's
+    `metrics` are `num-examples`, `accuracy` and `loss` on what the client holds out.
     """
     how = trainer.how
     encoded = not how.codec.up == how.codec.down == "none"
@@ -37,10 +38,11 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     @app.train()
     def train(message: Message, context: Context) -> Message:
         arrays = message.content.array_records
-        client, round_number, lr = _named(message, context)
-        personal.begin(to_arrays(arrays["arrays"]), client, round_number, lr)
-        rule = _Rule(trainer, client, round_number, arrays, message.content.config_records["config"])
-        trained = personal.train(client, round_number, lr, rule.drift)
+        told = Instructions.of(message, context)
+        lr = told.number("lr")
+        personal.begin(to_arrays(arrays["arrays"]), told.client, told.round, lr, told.state_round)
+        rule = _Rule(trainer, told, arrays)
+        trained = personal.train(told.client, told.round, lr, rule.drift, told.state_round)
         content = RecordDict({"arrays": reply(trainer.shared)})
         if rule.keeps_state:
             change = rule.finish(trained.steps, lr)
@@ -51,39 +53,33 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client, round_number, lr = _named(message, context)
-        personal.begin_test(to_arrays(message.content.array_records["arrays"]), client, round_number, lr)
-        tested = trainer.test(client)
+        told = Instructions.of(message, context)
+        received = to_arrays(message.content.array_records["arrays"])
+        personal.begin_test(received, told.client, told.round, told.number("lr"), told.state_round)
+        tested = trainer.test(told.client)
         metrics = {"num-examples": tested.examples, "accuracy": tested.accuracy, "loss": tested.loss}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     return app
 
 
-def _named(message: Message, context: Context) -> tuple[int, int, float]:
-    """The client, round and learning rate that a message means."""
-    config = message.content.config_records["config"]
-    client = _integer(config.get("client", context.node_config.get("partition-id")))
-    return client, _integer(config["server-round"]), _number(config["lr"])
-
-
 class _Rule:
     """What the strategy asks of this client in this round, beyond plain training."""
 
-    def __init__(self, trainer: Trainer, client: int, round_number: int, arrays: Any, config: Any) -> None:
-        self.trainer, self.client, self.round_number = trainer, client, round_number
-        self.alpha = _number(config.get("feddyn-alpha", 0.0))
+    def __init__(self, trainer: Trainer, told: Instructions, arrays: Any) -> None:
+        self.trainer, self.told = trainer, told
+        self.alpha = told.number("feddyn-alpha", 0.0)
         self.control: dict[str, Tensor] | None = None
         if "control" in arrays:
             received = to_arrays(arrays["control"])
             self.control = {name: torch.from_numpy(value).to(trainer.device) for name, value in received.items()}
         self.keeps_state = self.control is not None or bool(self.alpha)
-        mu = _number(config.get("proximal-mu", 0.0))
+        mu = told.number("proximal-mu", 0.0)
         self.drift = Drift(proximal=mu) if mu else None
         if not self.keeps_state:
             return
         self.states = ClientStates(trainer.how.folder("strategy"))
-        kept = self.states.load(client, round_number)
+        kept = self.states.load(told.client, told.state_round)
         self.own = {name: tensor.to(trainer.device) for name, tensor in kept.items()}
         self.received = {name: p.detach().clone() for name, p in trainer.trainable().items()}
         if self.control is not None:
@@ -95,20 +91,11 @@ class _Rule:
         """Keep the client's new state; for SCAFFOLD, the change of its control variate, which travels."""
         trained = self.trainer.trainable()
         if self.control is None:
-            self.states.save(
-                self.client, self.round_number, feddyn_gradient(self.own, self.received, trained, self.alpha)
-            )
+            self._keep(feddyn_gradient(self.own, self.received, trained, self.alpha))
             return None
         new = scaffold_control(self.control, self.own, self.received, trained, steps, lr)
-        self.states.save(self.client, self.round_number, new)
+        self._keep(new)
         return {name: value - self.own.get(name, 0.0) for name, value in new.items()}
 
-
-def _number(value: object) -> float:
-    assert isinstance(value, int | float)
-    return float(value)
-
-
-def _integer(value: object) -> int:
-    assert isinstance(value, int)
-    return value
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        self.states.save(self.told.client, self.told.round, tensors, keep=self.told.state_round)

@@ -11,6 +11,7 @@ from lowrank_fl.config import CodecConfig
 from lowrank_fl.flower.codecs.downlink import Downlink
 from lowrank_fl.flower.codecs.uplink import decode_reply
 from lowrank_fl.flower.grid import client_of
+from lowrank_fl.flower.instructions import STATE_ROUND
 from lowrank_fl.flower.records import wire_bytes
 
 
@@ -36,13 +37,15 @@ class Wire:
     def __init__(self, codec: CodecConfig | None = None, seed: int = 0) -> None:
         self.codec = codec or CodecConfig()
         self._downlink = Downlink(self.codec, seed)
+        self._accepted: dict[int, int] = {}
+        """By client, the last round whose reply was used."""
 
     def exchange(self, grid: Grid, messages: Iterable[Message]) -> Exchange:
         """Send the messages, each with the number of its client, and wait for the replies.
 
         A reply that cannot be decoded becomes an error reply.
         """
-        addressed = _addressed(messages)
+        addressed = self._addressed(messages)
         if self.codec.up == self.codec.down == "none":
             return _exchange(grid, addressed)
         contents = {message.metadata.dst_node_id: message.content for message in addressed}
@@ -61,28 +64,40 @@ class Wire:
         for message in addressed:
             if message.metadata.dst_node_id in answered:
                 self._downlink.confirm(message)
+            else:
+                self._downlink.forget(client_of(message.metadata.dst_node_id))
         return Exchange(addressed, replies, encoded.downlink_bytes, encoded.uplink_bytes)
 
+    def accept(self, round_number: int, replies: Iterable[Message]) -> None:
+        """Take note that these replies are used; their clients go on from what this round of training left them.
+
+        A client whose reply is not among them goes on from where it was, as if it had not been asked.
+        """
+        for reply in replies:
+            self._accepted[client_of(reply.metadata.src_node_id)] = round_number
+
     def state(self) -> dict[str, np.ndarray]:
-        """Arrays for a checkpoint: what clients hold under codec.down topk; nothing otherwise."""
-        return self._downlink.state()
+        """Arrays for a checkpoint: `accepted`, int64 rows of client and round, and what clients hold under topk."""
+        accepted = np.array(sorted(self._accepted.items()), np.int64).reshape(-1, 2)
+        return {"accepted": accepted, **self._downlink.state()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
-        self._downlink.load_state(state)
+        self._accepted = dict(state["accepted"].tolist())
+        self._downlink.load_state({path: array for path, array in state.items() if path != "accepted"})
+
+    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
+        """The messages with what their client is told: its number, because a node may host several, and its state."""
+        named = list(messages)
+        for message in named:
+            client = client_of(message.metadata.dst_node_id)
+            told = {"client": client, STATE_ROUND: self._accepted.get(client, 0)}
+            own = ConfigRecord({**message.content.config_records["config"], **told})
+            message.content = RecordDict({**message.content, "config": own})
+        return named
 
 
 def _exchange(grid: Grid, messages: Sequence[Message]) -> Exchange:
     downlink_bytes = sum(map(wire_bytes, messages))
     replies = list(grid.send_and_receive(messages))
     return Exchange(messages, replies, downlink_bytes, sum(map(wire_bytes, replies)))
-
-
-def _addressed(messages: Iterable[Message]) -> list[Message]:
-    """The messages with the number of their client in their config, because a node may host several."""
-    named = list(messages)
-    for message in named:
-        config = message.content.config_records["config"]
-        own = ConfigRecord({**config, "client": client_of(message.metadata.dst_node_id)})
-        message.content = RecordDict({**message.content, "config": own})
-    return named

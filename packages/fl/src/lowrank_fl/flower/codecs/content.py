@@ -11,8 +11,9 @@ CHANGES = frozenset({"control"})
 """The records of a reply that are changes already; in every other, codecs encode the change of what was received."""
 
 HOW = "codec"
-"""The ConfigRecord of a message whose arrays are encoded: the codec's name as `down`, the `version` of the model, and
-each record's layout under LAYOUT and its name."""
+"""The ConfigRecord of a message whose arrays are encoded: the codec's name as `down`, the `version` of the model,
+under topk the version that the client holds as `held` (0 if the server counts on none), and each record's layout
+under LAYOUT and its name."""
 LAYOUT = "layout/"
 
 

@@ -58,11 +58,14 @@ class Downlink:
                     sent[id(record)] = self._sent(key, record, _version(message))
             if self.config.down == "none":
                 continue
+            client = client_of(message.metadata.dst_node_id)
             how = ConfigRecord({"down": self.config.down, "version": _version(message)})
+            if self.config.down == "topk":
+                how["held"] = max(shadow.seen.get(client, 0) for shadow in self.shadows.values())
             travels = {}
             for key, record in records.items():
                 how[LAYOUT + key] = sent[id(record)].layout.to_bytes()
-                travels[key] = self._encoding(key, sent[id(record)], client_of(message.metadata.dst_node_id))
+                travels[key] = self._encoding(key, sent[id(record)], client)
             message.content = RecordDict({**message.content, **travels, HOW: how})
         return sent
 
@@ -71,6 +74,11 @@ class Downlink:
         for key in message.content.array_records:
             if key in self.shadows:
                 self.shadows[key].seen[client_of(message.metadata.dst_node_id)] = _version(message)
+
+    def forget(self, client: int) -> None:
+        """Nothing is known of what this client holds, so its next message brings the whole model."""
+        for shadow in self.shadows.values():
+            shadow.seen.pop(client, None)
 
     def state(self) -> dict[str, np.ndarray]:
         """What the next message depends on, by `record/name`."""

@@ -13,6 +13,7 @@ from lowrank_fl.client_state import ClientStates
 from lowrank_fl.codecs import Undecodable, make_codec, update
 from lowrank_fl.config import CodecConfig
 from lowrank_fl.flower.codecs.content import CHANGES, HOW, LAYOUT, read, wrap
+from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import to_record
 from lowrank_fl.packing import Layout
 from lowrank_fl.seeds import derive_seed
@@ -25,8 +26,8 @@ def codec_mod(config: CodecConfig, seed: int, folder: Path | None = None) -> Mod
 
     The app sees plain arrays. A record of the reply travels as the change of the one received under its name, or,
     where that is `control`, as the change it is already. A record with other names, shapes or dtypes than were received
-    travels as it is, for the server to refuse. The message's ConfigRecord `config` holds the `server-round`, and the
-    number of the `client` if that is not the node's `partition-id`.
+    travels as it is, for the server to refuse. The message's ConfigRecord `config` holds the `server-round`, the
+    `state-round` and the number of the `client`, as a `Wire` writes them.
 
     config: the server's.
     seed: of the run; int8 rounds by seed, round and client.
@@ -38,16 +39,13 @@ def codec_mod(config: CodecConfig, seed: int, folder: Path | None = None) -> Mod
     client_side = _ClientSide(config, seed, folder)
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
-        settings = message.content.config_records["config"]
-        client, number = settings.get("client", context.node_config.get("partition-id")), settings["server-round"]
-        assert isinstance(client, int)
-        assert isinstance(number, int)
+        told = Instructions.of(message, context)
         # A message of its own, because within one process the server still holds the other.
-        plain = client_side.decode(message.content, client)
+        plain = client_side.decode(message.content, told.client)
         received = Message(plain, metadata=message.metadata)  # pyright: ignore[reportCallIssue]
         reply = call_next(received, context)
         if reply.has_content():
-            reply.content = client_side.encode(reply.content, plain, client, number)
+            reply.content = client_side.encode(reply.content, plain, told)
         return reply
 
     return mod
@@ -63,12 +61,11 @@ class _ClientSide:
         if HOW not in content.config_records:
             return content
         how = content.config_records[HOW]
-        down, version = how.get("down"), how.get("version")
-        if down not in ("fp16", "int8", "topk") or not isinstance(version, int):
+        down, version, before = how.get("down"), how.get("version"), how.get("held", 0)
+        if down not in ("fp16", "int8", "topk") or not isinstance(version, int) or not isinstance(before, int):
             raise Undecodable(f"the message is encoded as {down!r}, version {version!r}, which nobody knows")
         states = ClientStates(self.folder / "received") if self.folder and down == "topk" else None
-        # A message that is sent again after a crash may find what it left itself, which does not harm.
-        held = states.load(client, version + 1) if states else {}
+        held = states.load(client, before) if states else {}
         plain: dict[str, flwr.app.ArrayRecord] = {}
         for key, record in content.array_records.items():
             described = how.get(LAYOUT + key)
@@ -80,20 +77,22 @@ class _ClientSide:
                 flat = make_codec(down, self.config).decode(packed, layout.sizes)
             plain[key] = wrap(layout.arrays(flat, packed))
         if states:
-            states.save(client, version, held)
+            # A client that was forgotten in this round is sent everything; a resumed run may count on what it held.
+            latest = max((number for number in states.rounds(client) if number < version), default=0)
+            states.save(client, version, held, keep=before or latest)
         return RecordDict({key: plain.get(key, record) for key, record in content.items() if key != HOW})
 
-    def encode(self, content: RecordDict, received: RecordDict, client: int, number: int) -> RecordDict:
+    def encode(self, content: RecordDict, received: RecordDict, told: Instructions) -> RecordDict:
         known = received.array_records
         records = {key: record for key, record in content.array_records.items() if key in known}
         if self.config.up == "none" or not records:
             return content
         states = ClientStates(self.folder / "residual") if self.folder and self.config.up == "topk" else None
-        left = states.load(client, number) if states else {}
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "codec", number, client))
+        left = states.load(told.client, told.state_round) if states else {}
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "codec", told.round, told.client))
         encoded = {key: self._encode(key, record, known[key], left, generator) for key, record in records.items()}
         if states:
-            states.save(client, number, left)
+            states.save(told.client, told.round, left, keep=told.state_round)
         return RecordDict({**content, **encoded})
 
     def _encode(
