@@ -162,6 +162,37 @@ def test_clients_of_a_node_that_is_gone_are_left_out():
     assert [reply.metadata.src_node_id for reply in clients.send_and_receive(messages_for(0, 1))] == [2]
 
 
+def test_a_node_that_is_gone_costs_no_round_any_time(monkeypatch):
+    grid = FakeGrid(parts(0, 1, of=2), echo())
+    clients = open_grid(grid, patience=60)
+    del grid.nodes[next(iter(grid.nodes))]
+    monkeypatch.setattr(hosted.time, "sleep", lambda seconds: pytest.fail("waits"))
+    for _ in range(2):
+        assert [reply.metadata.src_node_id for reply in clients.send_and_receive(messages_for(0, 1))] == [2]
+
+
+def test_a_node_that_comes_back_has_the_time_to_say_its_part_once(monkeypatch):
+    """A SuperNode takes seconds for an answer; one that never gives it costs a single round."""
+    grid = FakeGrid(parts(0, 1, of=2), echo())
+    clients = open_grid(grid, patience=0.3)
+    gone = next(iter(grid.nodes))
+    grid.nodes[99] = grid.nodes.pop(gone)
+    late = iter(range(100))
+    pull = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: pull(ids) if next(late) > 2 else [])
+    assert [reply.metadata.src_node_id for reply in clients.send_and_receive(messages_for(0, 1))] == [1, 2]
+    grid.nodes[100] = grid.nodes.pop(99)
+    grid.silent = lambda message: message.metadata.message_type == "query"
+    waits: list[float] = []
+    sleep = time.sleep
+    monkeypatch.setattr(hosted.time, "sleep", lambda seconds: (waits.append(seconds), sleep(seconds)))
+    assert len(clients.send_and_receive(messages_for(0, 1))) == 1
+    assert waits
+    waits.clear()
+    assert len(clients.send_and_receive(messages_for(0, 1))) == 1
+    assert not waits
+
+
 @pytest.mark.parametrize(
     ("status", "raised", "said"),
     [(403, KeyboardInterrupt, None), (500, LowrankError, "the SuperLink fails .*see its own log")],

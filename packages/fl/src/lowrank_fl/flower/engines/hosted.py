@@ -21,7 +21,8 @@ class HostedGrid(Grid):
     as if each client were a node of its own, in the order of the clients.
 
     A client that does not answer within `timeout` seconds (None: for ever) is left out of the replies. The nodes are
-    waited for, `patience` seconds at most; one that goes away and comes back under another id takes its part again.
+    waited for at the start, `patience` seconds at most. One that goes away later is not: its clients are left out until
+    it comes back, under another id perhaps, and takes its part again.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class HostedGrid(Grid):
         self._patience = patience
         self._extra = dict(extra)
         self._parts: dict[int, tuple[int, int]] = {}
-        missing = self._look_for_nodes()
+        self._asked: dict[str, int] = {}
+        missing = self._look_for_nodes(for_all=True)
         if missing:
             raise LowrankError(f"{missing} after {patience:g} s; start it, or wait longer: -o engine.wait_for_nodes=S")
 
@@ -65,7 +67,7 @@ class HostedGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The replies that come in time, in the order of the clients."""
-        self._look_for_nodes()
+        self._look_for_nodes(for_all=False)
         hosts, parts = self._hosts(), self._count()
         ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         hosted = [m for m in ordered if client_of(m.metadata.dst_node_id) % parts in hosts]
@@ -103,24 +105,29 @@ class HostedGrid(Grid):
         # What nobody waits for any more need not be trained either.
         return Message(content, node, about.message_type, ttl=limit, group_id=about.group_id)
 
-    def _look_for_nodes(self) -> str:
-        """Ask new nodes for their parts until every part has one; what is still missing when patience ends, or ""."""
+    def _look_for_nodes(self, *, for_all: bool) -> str:
+        """Ask new nodes for their parts; what is still missing when every part has a node or patience ends, or "".
+
+        Nodes that are there have the time to answer, those that are not only with `for_all`.
+        """
         deadline = time.monotonic() + self._patience
-        asked: dict[str, int] = {}
+        before = set(self._asked)
         while True:
             present = set(self._grid.get_node_ids())
             self._parts = {node: part for node, part in self._parts.items() if node in present}
-            new = sorted(present - self._parts.keys() - set(asked.values()))
+            self._asked = {name: node for name, node in self._asked.items() if node in present}
+            new = sorted(present - self._parts.keys() - set(self._asked.values()))
             if new:
                 questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
                 ids = self._grid.push_messages(questions)
-                asked |= {name: node for name, node in zip(ids, new, strict=True) if name}
-            if asked:
-                for reply in self._pull(asked):
-                    node = asked.pop(reply.metadata.reply_to_message_id)
+                self._asked |= {name: node for name, node in zip(ids, new, strict=True) if name}
+            if self._asked:
+                for reply in self._pull(self._asked):
+                    node = self._asked.pop(reply.metadata.reply_to_message_id)
                     self._parts[node] = _part_of(node, reply)
             missing = self._missing()
-            if not missing or time.monotonic() > deadline:
+            worth_waiting = for_all or self._asked.keys() - before
+            if not missing or not worth_waiting or time.monotonic() > deadline:
                 return missing
             time.sleep(_INTERVAL)
 
