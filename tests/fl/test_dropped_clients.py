@@ -18,7 +18,7 @@ from lowrank_fl.flower.grid import LocalGrid, make_context
 from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import to_arrays, to_record
 from lowrank_fl.flower.rounds import train_rounds
-from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess
 from lowrank_fl.state import Personalization, trained_names, transferred
@@ -57,9 +57,17 @@ class Federation:
                 replies.append(reply)
         return replies
 
-    def rounds(self, count=ROUNDS):
-        settings = {"rounds": count, "seed": 5}
+    def rounds(self, count=ROUNDS, first=1):
+        settings = {"rounds": count, "seed": 5, "first": first}
         yield from train_rounds(self.strategy, self.grid, self.start, self.federation, self.wire, **settings)
+
+    def bits(self, trained):
+        """Of what a round came to, tests by clients included."""
+        tested = evaluate_by_clients(
+            self.strategy, self.grid, trained.arrays, self.federation, self.wire, trained.number
+        )
+        arrays = {name: array.tobytes() for name, array in to_arrays(trained.arrays).items()}
+        return arrays, trained.downlink_bytes, trained.dropped, tested.client_accuracies, tested.loss
 
     def kept(self, kind, client):
         """What the client goes on from."""
@@ -103,13 +111,8 @@ CASES = {
 def test_a_reply_that_is_thrown_away_leaves_everything_as_if_it_had_not_been_asked_for(case, tmp_path):
     results = []
     for treat in (thrown_away, never_asked):
-        federation, found = Federation(tmp_path / treat.__name__, treat, **CASES[case]), []
-        for trained in federation.rounds():
-            tested = evaluate_by_clients(
-                federation.strategy, federation.grid, trained.arrays, federation.federation, federation.wire, 1
-            )
-            bits = {name: array.tobytes() for name, array in to_arrays(trained.arrays).items()}
-            found.append((bits, trained.downlink_bytes, sorted(trained.dropped), tested.loss))
+        federation = Federation(tmp_path / treat.__name__, treat, **CASES[case])
+        found = [federation.bits(trained) for trained in federation.rounds()]
         kept = {
             (kind.name, client, name): array.tobytes()
             for kind in (tmp_path / treat.__name__).iterdir()
@@ -117,9 +120,30 @@ def test_a_reply_that_is_thrown_away_leaves_everything_as_if_it_had_not_been_ask
             for client in range(CLIENTS)
             for name, array in federation.kept(kind.name, client).items()
         }
-        assert any(dropped for _, _, dropped, _ in found)
+        assert any(dropped for _, _, dropped, *_ in found)
         results.append((found, kept))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_round_with_dropped_clients_ends_the_same_when_it_is_run_again(case, tmp_path):
+    """All that clients do in a round is done, and nothing of it has reached the checkpoint."""
+    federation, found, again = Federation(tmp_path, thrown_away, **CASES[case]), [], []
+    for trained in federation.rounds(1):
+        found.append(federation.bits(trained))
+        start = trained.arrays
+    for number in range(2, ROUNDS + 1):
+        wire, strategy = federation.wire.state(), strategy_state(federation.strategy)
+        for results in (found, again):
+            federation = Federation(tmp_path, thrown_away, **CASES[case])
+            federation.start = start
+            federation.wire.load_state(wire)
+            load_strategy_state(federation.strategy, strategy, start)
+            (trained,) = federation.rounds(number, first=number)
+            results.append(federation.bits(trained))
+        start = trained.arrays
+    assert again == found[1:]
+    assert any(dropped for _, _, dropped, *_ in found)
 
 
 @pytest.mark.parametrize("treat", [thrown_away, refused])
