@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,8 @@ import pytest
 from filelock import FileLock
 from test_run import Watcher
 
-from lowrank_core import LowrankError
-from lowrank_fl.folder import finished_rounds, locked, prepare
+from lowrank_core import LowrankError, UsageError
+from lowrank_fl.folder import finished_rounds, locked, prepare, write_config
 from lowrank_fl.load import load_config
 from lowrank_fl.run import resume, run
 
@@ -209,3 +210,70 @@ def _has_rounds(folder: Path, count: int) -> bool:
 def _wait(process, condition) -> None:
     while not condition() and process.poll() is None:
         time.sleep(0.002)
+
+
+def test_what_may_change_when_a_run_goes_on(tmp_path):
+    run(config(), tmp_path / "run", Watcher())
+    more = ["rounds=5", "federation.tolerated_failures=0.5", "engine.workers=2"]
+    assert resume(tmp_path / "run", Watcher(), more)[0].rounds == 5
+    kept = load_config(str(tmp_path / "run" / "config.yaml"))
+    assert (kept.rounds, kept.federation.tolerated_failures, kept.engine.workers) == (5, 0.5, 2)
+    run(config("rounds=5"), tmp_path / "whole", Watcher())
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "federation.lr=1",
+            "federation.tolerated_failures and engine.* but engine.threads, and federation.lr would make",
+        ),
+        ("engine.threads=2", "and engine.threads would make it another run; leave it out, or start a new run"),
+        ("rounds=3", "run has 4 finished rounds already; set rounds to more"),
+    ],
+)
+def test_what_may_not_change_when_a_run_goes_on(tmp_path, override, said):
+    run(config(), tmp_path / "run", Watcher())
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(UsageError, match=re.escape(said)):
+        resume(tmp_path / "run", Watcher(), [override])
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_swept_key_stays_as_it_is_when_a_sweep_goes_on(tmp_path):
+    write_config(tmp_path, config(sweep=["rounds=1,2"]))
+    with pytest.raises(UsageError, match="and rounds is swept; leave it out"):
+        resume(tmp_path, Watcher(), ["rounds=3"])
+
+
+def test_a_finished_sweep_starts_no_workers_and_loads_no_data(tmp_path, monkeypatch):
+    run(config("rounds=1", sweep=["seed=0,1"]), tmp_path / "sweep", Watcher())
+    for name in ("make_engine", "examples_of"):
+        monkeypatch.setattr(f"lowrank_fl.run.{name}", lambda config: pytest.fail("starts"))
+    assert [summary.seed for summary in resume(tmp_path / "sweep", Watcher())] == [0, 1]
+
+
+def test_a_finished_run_on_a_superlink_is_not_submitted_again(tmp_path, monkeypatch):
+    run(config("rounds=1"), tmp_path, Watcher())
+    for name in ("model.safetensors", "checkpoint/state.safetensors"):  # they stay on the SuperLink's machine
+        (tmp_path / name).unlink()
+    write_config(tmp_path, config("rounds=1", "engine.kind=superlink", "engine.address=far.example:1"))
+    monkeypatch.setattr("lowrank_fl.flower.app.submit.submit", lambda *_: pytest.fail("submits"))
+    assert resume(tmp_path, Watcher())[0].rounds == 1
+
+
+@pytest.mark.parametrize(("address", "held"), [("far.example:1", True), ("127.0.0.1:1", False)])
+def test_the_folder_of_a_run_elsewhere_is_locked_while_it_is_followed(tmp_path, monkeypatch, address, held):
+    def submit(config, folder, observer):
+        """Here the ServerApp must be able to take the lock."""
+        if held:
+            with pytest.raises(LowrankError, match="another run is writing"), locked(folder):
+                pass
+        else:
+            with locked(folder):
+                pass
+        return []
+
+    monkeypatch.setattr("lowrank_fl.flower.app.submit.submit", submit)
+    run(config("engine.kind=superlink", f"engine.address={address}"), tmp_path, Watcher())

@@ -100,9 +100,9 @@ def run(
         from lowrank_cli.runs import go_on
         from lowrank_core import UsageError
 
-        if config or override or sweep or engine or local_nodes or seed is not None or out or plan:
-            raise UsageError("--resume takes everything from its folder; leave the configuration and --out out")
-        go_on(resume, as_json=as_json, quiet=quiet)
+        if config or sweep or engine or local_nodes or seed is not None or out or plan:
+            raise UsageError("--resume takes everything from its folder; leave all but -o, --json and --quiet out")
+        go_on(resume, override, as_json=as_json, quiet=quiet)
         return
     from lowrank_fl.load import load_config
 

@@ -27,13 +27,13 @@ def carry_out(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool
     _show(work, as_json=as_json, quiet=quiet)
 
 
-def go_on(folder: Path, *, as_json: bool, quiet: bool) -> None:
+def go_on(folder: Path, overrides: Sequence[str], *, as_json: bool, quiet: bool) -> None:
     """Resume what `folder` holds and print the summaries, after Ctrl-C too."""
 
     def work(observer: Observer) -> list[RunSummary]:
         from lowrank_fl.run import resume
 
-        return resume(folder, observer)
+        return resume(folder, observer, overrides)
 
     _show(work, as_json=as_json, quiet=quiet)
 

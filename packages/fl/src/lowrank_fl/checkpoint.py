@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -76,7 +77,8 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
 
 
 def _digest(config: RunConfig) -> str:
-    """Of everything that changes a result; of the engine threads alone do, and more rounds may be asked for."""
-    tree = config.model_dump(mode="json", exclude={"sweep", "rounds", "engine"})
+    """Of everything that changes a round; of the engine threads alone do, and more rounds may be asked for."""
+    others: dict[str, Any] = dict.fromkeys(("name", "sweep", "rounds", "engine"), True)
+    tree = config.model_dump(mode="json", exclude={**others, "federation": {"tolerated_failures"}})
     tree["threads"] = config.engine.threads
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

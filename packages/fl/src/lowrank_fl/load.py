@@ -2,8 +2,10 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+from lowrank_core import UsageError
 from lowrank_core.settings import assignment, put, read_tree, validated, with_values, yaml_value
 from lowrank_fl.config import RunConfig
 from lowrank_fl.presets import presets, read_preset
@@ -34,6 +36,11 @@ def load_config(
     swept: dict[str, Any] = dict(tree.pop("sweep", None) or {})
     for override in overrides:
         key, value = assignment(override, "-o")
+        if key == "sweep":
+            if not isinstance(value, dict):
+                raise UsageError(f"-o sweep takes keys and their lists of values, {{}} for none, got {value!r}")
+            swept = dict(cast("dict[str, Any]", value))
+            continue
         swept.pop(key, None)
         put(tree, key, value)
     for text in sweep:
@@ -51,6 +58,25 @@ def load_config(
         tree["seed"] = seed
     # The keys that are swept stand at their first values, which are as valid as the others.
     return validated(RunConfig, tree, swept)[0].model_copy(update={"sweep": swept})
+
+
+def load_to_resume(file: Path, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a run to go on with, from its folder, with what may change on the way.
+
+    Raises:
+        UsageError: an override of anything else, of a swept key, or one that `load_config` refuses.
+    """
+    config = load_config(str(file))
+    for override in overrides:
+        key, _ = assignment(override, "-o")
+        free = key in ("rounds", "federation.tolerated_failures") or key.startswith("engine.")
+        if not free or key == "engine.threads" or key in config.sweep:
+            why = "is swept" if key in config.sweep else "would make it another run"
+            raise UsageError(
+                "--resume takes -o for rounds, federation.tolerated_failures and engine.* but engine.threads, "
+                f"and {key} {why}; leave it out, or start a new run"
+            )
+    return load_config(str(file), overrides)
 
 
 def expand(config: RunConfig) -> list[tuple[RunConfig, dict[str, Any]]]:

@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lowrank_core import LowrankError
+from lowrank_core import LowrankError, UsageError
 from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
@@ -29,7 +30,7 @@ from lowrank_fl.folder import (
     take_back_config,
     write_config,
 )
-from lowrank_fl.load import expand, load_config
+from lowrank_fl.load import expand, load_to_resume
 from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
 from lowrank_fl.state import state_of, trained_names, transferred
@@ -66,12 +67,14 @@ def run(config: RunConfig, out: Path | None, observer: Observer) -> list[RunSumm
         raise
 
 
-def resume(folder: Path, observer: Observer) -> list[RunSummary]:
+def resume(folder: Path, observer: Observer, overrides: Sequence[str] = ()) -> list[RunSummary]:
     """Go on with the run or the sweep in `folder` after its last finished round, as if it had never stopped.
 
     Runs that are finished are left as they are. The final weights have the bits of a run that was not interrupted.
+    `overrides` may set `rounds`, `federation.tolerated_failures` and the engine's keys but its threads.
 
     Raises:
+        UsageError: an override of something else, or fewer rounds than are finished.
         LowrankError: the folder is no run's, another process writes to it, its checkpoint is damaged or another
             configuration's; and what `run` raises.
         Interrupted: Ctrl-C.
@@ -79,7 +82,11 @@ def resume(folder: Path, observer: Observer) -> list[RunSummary]:
     file = folder / "config.yaml"
     if not file.exists():
         raise LowrankError(f"{folder} holds no run to resume: there is no config.yaml in it")
-    config = load_config(str(file))
+    config = load_to_resume(file, overrides)
+    for single, swept in expand(config):
+        done = finished_rounds(folder / run_name(swept))
+        if done > single.rounds:
+            raise UsageError(f"{folder / run_name(swept)} has {done} finished rounds already; set rounds to more")
     if config.engine.kind != "superlink":
         check_device(config.device)
     return _carry_out_anywhere(config, folder, observer)
@@ -97,29 +104,52 @@ def carry_out(config: RunConfig, folder: Path, observer: Observer, engine_of: Ca
     with locked(folder):
         # Before anything that takes time: whatever ends the run from here on, it can be resumed.
         write_config(folder, config)
-        return _carry_out(config, folder, observer, engine_of())
+        return _carry_out(config, folder, observer, engine_of)
 
 
 def _submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSummary]:
-    from lowrank_fl.flower.app.submit import submit
+    from lowrank_fl.flower.app.submit import submit, writes_here
 
+    runs = [(single, folder / run_name(swept)) for single, swept in expand(config)]
+    finished = [summary for single, path in runs if (summary := _finished(single, path))]
+    if len(finished) == len(runs):
+        return finished
     with locked(folder):
         write_config(folder, config)
     try:
-        return submit(config, folder, observer)
+        # A ServerApp on this machine takes the lock itself.
+        with nullcontext() if writes_here(config.engine) else locked(folder):
+            return submit(config, folder, observer)
     except KeyboardInterrupt:
-        paths = [folder / run_name(swept) for _, swept in expand(config)]
-        found = [summary for path in paths if (summary := read_summary(path))]
-        raise Interrupted(folder, found, sum(map(finished_rounds, paths))) from None
+        found = [summary for _, path in runs if (summary := read_summary(path))]
+        raise Interrupted(folder, found, sum(finished_rounds(path) for _, path in runs)) from None
 
 
-def _carry_out(config: RunConfig, folder: Path, observer: Observer, engine: Engine) -> list[RunSummary]:
+def _finished(config: RunConfig, path: Path) -> RunSummary | None:
+    """The summary of a run that leaves nothing to do."""
+    summary = read_summary(path)
+    if summary is None or summary.interrupted or summary.rounds != config.rounds:
+        return None
+    # Of a run on another machine only the numbers are here.
+    elsewhere = not (path / "model.safetensors").exists()
+    return summary if elsewhere or load_checkpoint(path, config) else None
+
+
+def _carry_out(
+    config: RunConfig, folder: Path, observer: Observer, engine_of: Callable[[], Engine]
+) -> list[RunSummary]:
     runs = expand(config)
     data = _DataCache()
+    engine: Engine | None = None
     summaries: list[RunSummary] = []
     try:
         for index, (single, swept) in enumerate(runs):
             path = folder / run_name(swept)
+            finished = _finished(single, path)
+            if finished is not None:
+                summaries.append(finished)
+                continue
+            engine = engine or engine_of()
             summary = _Run(single, path, swept, observer, engine, data).carry_out(index, len(runs))
             if summary is not None:
                 summaries.append(summary)
@@ -128,9 +158,11 @@ def _carry_out(config: RunConfig, folder: Path, observer: Observer, engine: Engi
                     write_report(folder, summaries)
                 raise Interrupted(folder, summaries)
     except BaseException:
-        engine.close(at_once=True)
+        if engine is not None:
+            engine.close(at_once=True)
         raise
-    engine.close()
+    if engine is not None:
+        engine.close()
     if config.sweep:
         write_report(folder, summaries)
     return summaries
@@ -189,9 +221,6 @@ class _Run:
         config, examples = self.config, self.examples
         checkpoint = load_checkpoint(self.path, config)
         done = checkpoint.round if checkpoint else 0
-        finished = read_summary(self.path)
-        if done == config.rounds and finished is not None and not finished.interrupted:
-            return finished
         federation = config.federation
         parts = parts_of(config, examples)
         model, report = model_of(config, examples)

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lowrank_core import LowrankError
-from lowrank_fl.config import RunConfig
+from lowrank_fl.config import EngineConfig, RunConfig
 from lowrank_fl.flower.app.collect import Collector
 from lowrank_fl.flower.app.connection import Connection, is_loopback
 from lowrank_fl.flower.app.events import Listener
@@ -34,7 +34,7 @@ def submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSumma
         KeyboardInterrupt: Ctrl-C, or somebody stopped the run; the ServerApp has been told to keep what is finished.
     """
     engine, folder = config.engine, folder.resolve()
-    here = engine.local_nodes is not None or (is_loopback(engine.address or "") and engine.server_folder is None)
+    here = writes_here(engine)
     settings = Settings(
         config,
         folder=str(folder) if here else "",
@@ -56,6 +56,11 @@ def submit(config: RunConfig, folder: Path, observer: Observer) -> list[RunSumma
                 _wait_for_the_serverapp(folder)
             raise
     return summaries if here else [Collector.brought_home(summary, folder) for summary in summaries]
+
+
+def writes_here(engine: EngineConfig) -> bool:
+    """Whether the ServerApp writes to the run's own folder, because it runs on this machine."""
+    return engine.local_nodes is not None or (is_loopback(engine.address or "") and engine.server_folder is None)
 
 
 def _run_of(folder: Path, name: str) -> str:
