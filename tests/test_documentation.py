@@ -26,6 +26,15 @@ def test_links_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+def test_every_key_of_fine_tuning_is_documented():
+    from lowrank_diffusion.config import DiffusionConfig
+
+    page = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("diffusion-*.md"))
+    for name, field in DiffusionConfig.model_fields.items():
+        for key in getattr(field.annotation, "model_fields", {}):
+            assert f"`{name}.{key}`" in page, f"{name}.{key}"
+
+
 def test_every_configuration_key_is_documented():
     from lowrank_fl.config import RunConfig
 

@@ -61,7 +61,7 @@ def test_the_file_holds_tensors_by_name_and_json(tmp_path):
     save_checkpoint(tmp_path, "digest", made()[0], keep=1)
     (path,) = checkpoints(tmp_path)
     with safe_open(path, "pt") as file:
-        assert "optimizer/state/unet.a/exp_avg" in file.keys()  # noqa: SIM118 - no mapping
+        assert "optimizer/state/unet.a/exp_avg" in file.keys()
         assert json.loads(file.metadata()["optimizer"])["param_groups"][0]["params"] == NAMES
 
 
@@ -95,7 +95,7 @@ def test_a_truncated_one_is_refused_in_one_sentence(tmp_path, kept):
 
 def test_another_configurations_is_refused(tmp_path):
     save_checkpoint(tmp_path, "d", made()[0], keep=1)
-    with pytest.raises(LowrankError, match=r"another configuration, other pictures or another number .*start a new run"):
+    with pytest.raises(LowrankError, match=r"another configuration, other pictures or another .*start a new run"):
         load_checkpoint(tmp_path, "other")
 
 

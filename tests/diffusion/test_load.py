@@ -40,7 +40,7 @@ def test_flags_win_over_overrides_and_those_over_the_file(tmp_path):
 
 
 def test_all_faults_are_reported_together():
-    with pytest.raises(UsageError, match=r"2 faults .*unknown key 'train.stpes' \(nearest: train.steps.*adapter.rank: "):
+    with pytest.raises(UsageError, match=r"2 faults .*unknown key 'train.stpes' \(nearest: train.steps.*adapter.rank"):
         load_config(None, ["train.stpes=3", "adapter.rank=0"])
 
 

@@ -65,7 +65,9 @@ def show_plan(config: DiffusionConfig, *, as_json: bool, quiet: bool) -> None:
 
 
 def _show(work: Callable[[Observer], RunSummary], *, as_json: bool, quiet: bool) -> None:
-    with watch_steps(quiet=quiet) as observer:
+    # Of the processes of a group that accelerate has started, one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    with watch_steps(quiet=quiet or not speaks) as observer:
         from lowrank_diffusion.run import Interrupted
 
         interruption = None
@@ -73,14 +75,12 @@ def _show(work: Callable[[Observer], RunSummary], *, as_json: bool, quiet: bool)
             summary = work(observer)
         except Interrupted as stop:
             interruption, summary = stop, stop.summary
-    # Of the processes of a group that accelerate has started, one speaks.
-    if os.environ.get("RANK", "0") == "0":
-        if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(summary)))
-        else:
-            _print_table(summary)
-            if not quiet:
-                typer.echo(f"\nfiles: {summary.run_dir}")
+    if speaks and as_json:
+        typer.echo(json.dumps(dataclasses.asdict(summary)))
+    elif speaks:
+        _print_table(summary)
+        if not quiet:
+            typer.echo(f"\nfiles: {summary.run_dir}")
     if interruption is not None:
         raise interruption
 

@@ -1,1 +1,1 @@
-"""SDXL fine-tuning with low-rank adapters: reserved; nothing is built here yet."""
+"""SDXL fine-tuning with low-rank adapters."""

@@ -6,11 +6,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +16,11 @@ from lowrank_core.errors import LowrankError
 from lowrank_diffusion.config import BaseConfig
 from lowrank_diffusion.encoding import vae_dtype
 from lowrank_diffusion.identity import source_identity
+
+# diffusers takes ten seconds to import, and looking at a base's shapes does not need it.
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
 Note = Callable[[str], None]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -30,7 +33,7 @@ _NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
 def load_base(
     path: str, vae: str | None, revision: str | None, dtype: torch.dtype, note: Note
-) -> StableDiffusionXLPipeline:
+) -> "StableDiffusionXLPipeline":
     """An SDXL on the CPU, frozen, in evaluation mode. Only safetensors are read, and no code that comes with them.
 
     Args:
@@ -46,6 +49,8 @@ def load_base(
     """
     folder = base_folder(path, revision, note)
     check_sdxl(folder, path)
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
     for_vae = vae_dtype("bf16" if dtype == torch.bfloat16 else "fp32")
     own_vae = None if vae is None else _load_vae(vae, for_vae, note)
     loaded: Any = {} if own_vae is None else {"vae": own_vae}
@@ -152,7 +157,7 @@ def decoded(vae: Any, latents: Tensor) -> list[Image.Image]:
     return made
 
 
-def _load_vae(source: str, dtype: torch.dtype, note: Note) -> AutoencoderKL:
+def _load_vae(source: str, dtype: torch.dtype, note: Note) -> "AutoencoderKL":
     folder = Path(source).expanduser()
     if not folder.is_dir() and not _HUB_ID.fullmatch(source):
         raise LowrankError(f"base.vae is {source}, and there is no such folder; give a VAE's folder or a hub id")
@@ -162,6 +167,8 @@ def _load_vae(source: str, dtype: torch.dtype, note: Note) -> AutoencoderKL:
         where = {"pretrained_model_name_or_path": source}
     elif (folder / "vae").is_dir():
         where["subfolder"] = "vae"
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     load: Any = AutoencoderKL.from_pretrained
     try:
         with _no_progress_bars():
@@ -178,6 +185,8 @@ def _downloaded(path: str, revision: str | None, note: Note) -> Path:
         f"fetching {path}{f' at {revision}' if revision else ''} from the Hugging Face hub, unless it is in the hub's "
         "cache; an SDXL has some 7 GB, in fp32 14"
     )
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
     download: Any = StableDiffusionXLPipeline.download
     try:
         return Path(download(path, revision=revision, use_safetensors=True))

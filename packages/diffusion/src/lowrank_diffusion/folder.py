@@ -16,6 +16,8 @@ from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.results import RunSummary, StepRow
 
+_LOCK = ".lock"
+
 
 def prepare(out: Path | None, config: DiffusionConfig) -> Path:
     """The folder to write to, made, with config.yaml in it.
@@ -29,7 +31,8 @@ def prepare(out: Path | None, config: DiffusionConfig) -> Path:
         out = stem if not stem.exists() else next(path for path in numbered if not path.exists())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
+        # A run that was killed at once has its lock there.
+        occupied = any(path.name != _LOCK for path in out.iterdir())
     except OSError as error:
         raise LowrankError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
     if occupied:
@@ -37,6 +40,12 @@ def prepare(out: Path | None, config: DiffusionConfig) -> Path:
     tree = config.model_dump(mode="json")
     write_bytes(out / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
     return out
+
+
+def take_back(folder: Path) -> None:
+    """Remove config.yaml where nothing came after it, so that the folder is free for another try."""
+    if {file.name for file in folder.iterdir()} <= {"config.yaml", _LOCK}:
+        (folder / "config.yaml").unlink(missing_ok=True)
 
 
 def configured(folder: Path) -> DiffusionConfig:
@@ -58,8 +67,7 @@ def locked(folder: Path) -> Generator[None]:
     Raises:
         LowrankError: one does already.
     """
-    path = folder / ".lock"
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -67,8 +75,8 @@ def locked(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
+        # The file stays: somebody may wait for this one, and a new one would be another lock.
         lock.release()
-        path.unlink(missing_ok=True)
 
 
 def read_summary(folder: Path) -> RunSummary | None:

@@ -115,6 +115,8 @@ def _end(processes: "list[subprocess.Popen[str]]") -> list[int]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
     return [process.returncode for process in processes]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lowrank_core.adapters.control import disable
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, UsageError
 from lowrank_diffusion.adapting import PLACES, put_adapters
 from lowrank_diffusion.base import DTYPES, identity_of, load_base
 from lowrank_diffusion.cached import CachedLatents, CachedText
@@ -21,7 +21,7 @@ from lowrank_diffusion.data.opening import colour_of
 from lowrank_diffusion.devices import make_accelerator
 from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
 from lowrank_diffusion.examples import Examples
-from lowrank_diffusion.folder import Metrics, configured, locked, prepare, read_summary, write_summary
+from lowrank_diffusion.folder import Metrics, configured, locked, prepare, read_summary, take_back, write_summary
 from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
 from lowrank_diffusion.outputs import write_outputs
@@ -52,7 +52,12 @@ def run(config: DiffusionConfig, out: Path | None, observer: Observer) -> RunSum
         LowrankError: `out` holds something already; base, data or device are missing; training diverges.
         Interrupted: Ctrl-C; the finished steps are on disk.
     """
-    return _carry_out(config, prepare(out, config), observer)
+    folder = _prepared_by_one(config, out) if _is_one_of_several() else prepare(out, config)
+    try:
+        return _carry_out(config, folder, observer)
+    except LowrankError:
+        take_back(folder)
+        raise
 
 
 def resume(folder: Path, observer: Observer) -> RunSummary:
@@ -69,8 +74,24 @@ def resume(folder: Path, observer: Observer) -> RunSummary:
     return _carry_out(configured(folder), folder, observer)
 
 
+def _is_one_of_several() -> bool:
+    """Whether this process was started as one of a group, by `launch` or by accelerate's launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _prepared_by_one(config: DiffusionConfig, out: Path | None) -> Path:
+    """The folder that the first process of a group makes, for all of them."""
+    if out is None:
+        raise UsageError("several processes were started, and each would name a folder of its own; give --out")
+    accelerator = make_accelerator(config.train)
+    if accelerator.is_main_process:
+        prepare(out, config)
+    accelerator.wait_for_everyone()
+    return out
+
+
 def _carry_out(config: DiffusionConfig, folder: Path, observer: Observer) -> RunSummary:
-    if config.train.processes > 1 and "WORLD_SIZE" not in os.environ:
+    if config.train.processes > 1 and not _is_one_of_several():
         from lowrank_diffusion.processes import launch
 
         return launch(config, folder, observer)

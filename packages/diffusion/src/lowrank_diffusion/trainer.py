@@ -178,4 +178,8 @@ class Trainer:
         unet.enable_gradient_checkpointing()
         for place in self.adapters.text_places:
             encoder: Any = self.adapters.networks[place]
-            encoder.gradient_checkpointing_enable()
+            # The older name goes with transformers 6, the newer one came on the way there.
+            if hasattr(encoder, "activation_checkpointing_enable"):
+                encoder.activation_checkpointing_enable()
+            else:
+                encoder.gradient_checkpointing_enable()

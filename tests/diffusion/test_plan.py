@@ -1,0 +1,66 @@
+"""What a run would cost, from shapes."""
+
+import pytest
+
+from lowrank_diffusion.load import load_config
+from lowrank_diffusion.plan import plan
+
+
+def planned(name="sdxl-loha", *overrides):
+    notes = []
+    found = plan(load_config(name, overrides), notes.append)
+    assert notes == ["stabilityai/stable-diffusion-xl-base-1.0 is not looked at: its networks are taken for SDXL's own"]
+    return found
+
+
+def test_sdxl_with_loha_of_rank_8_by_hand():
+    found = planned()
+    # facts of SDXL: 560 attention projections, 2,567,463,684 parameters in the UNet.
+    assert (found.layers, found.trainable_params, found.original_params) == (560, 23_224_320, 2_567_463_684)
+    assert (found.pictures_per_step, found.pictures, found.steps) == (2, 8000, 4000)
+    assert found.base_bytes == 2 * 2_567_463_684
+    assert found.adapter_bytes == 23_224_320 * (4 + 4 + 8)
+    assert found.peak_memory_bytes == found.base_bytes + found.adapter_bytes + found.activation_bytes
+
+
+def test_what_costs_memory():
+    base = planned()
+    assert planned("sdxl-loha", "train.precision=fp32").base_bytes == 2 * base.base_bytes
+    assert planned("sdxl-loha", "train.batch_size=4").activation_bytes == 2 * base.activation_bytes
+    assert planned("sdxl-loha", "train.checkpointing=false").activation_bytes > 5 * base.activation_bytes
+    assert planned("sdxl-loha", "data.resolution=512").activation_bytes == pytest.approx(base.activation_bytes / 4)
+    assert planned("sdxl-loha", "cache.text=none").base_bytes > base.base_bytes + 1_600_000_000
+    assert planned("sdxl-loha", "cache.latents=none").base_bytes == base.base_bytes + 2 * 83_653_863
+    trained = planned("sdxl-loha", "cache.text=none", "adapter.text_encoders=true")
+    assert trained.trainable_params > base.trainable_params
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_activations_are_about_what_autograd_keeps(tmp_path):
+    import torch
+
+    import lowrank_core
+    from lowrank_diffusion.adapting import adapter_config
+    from lowrank_diffusion.tiny.pretrain import untrained
+
+    pipeline = untrained()
+    pipeline.save_pretrained(tmp_path)
+    config = load_config(None, [f"base.path={tmp_path}", "train.batch_size=2"])
+    found = plan(config, pytest.fail)
+    unet = lowrank_core.inject(pipeline.unet, adapter_config(config.adapter, config.adapter.target))
+    own, kept = {p.data_ptr() for p in unet.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    added = {"text_embeds": torch.randn(2, 80), "time_ids": torch.ones(2, 6)}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet(
+            torch.randn(2, 4, 16, 16), torch.tensor([5, 6]), torch.randn(2, 32, 128), added_cond_kwargs=added
+        ).sample
+    measured = sum(storage.nbytes() for storage in kept.values())
+    assert output.requires_grad
+    assert measured / 2 < found.activation_bytes < measured * 2
