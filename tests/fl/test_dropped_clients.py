@@ -146,6 +146,29 @@ def test_a_round_with_dropped_clients_ends_the_same_when_it_is_run_again(case, t
     assert any(dropped for _, _, dropped, *_ in found)
 
 
+def test_a_client_that_was_late_before_a_crash_has_what_the_resumed_run_counts_on(tmp_path):
+    """After the lost answer the client is sent the whole model to test, and must keep what it held before."""
+    late, case = {(2, 1)}, CASES["topk"]
+
+    def treat(number, message, answer):
+        reply = answer(message)
+        return None if (number, client_of(message)) in late else reply
+
+    federation = Federation(tmp_path, treat, **case, sampled=CLIENTS)
+    (trained,) = federation.rounds(1)
+    federation.bits(trained)
+    start, wire, strategy = trained.arrays, federation.wire.state(), strategy_state(federation.strategy)
+    for expected in ([1], []):
+        federation = Federation(tmp_path, treat, **case, sampled=CLIENTS)
+        federation.start = start
+        federation.wire.load_state(wire)
+        load_strategy_state(federation.strategy, strategy, start)
+        (trained,) = federation.rounds(2, first=2)
+        federation.bits(trained)
+        assert list(trained.dropped) == expected
+        late.clear()
+
+
 @pytest.mark.parametrize("treat", [thrown_away, refused])
 def test_scaffolds_control_variate_stays_the_mean_of_the_clients(treat, tmp_path):
     federation, dropped = Federation(tmp_path, treat, strategy="scaffold"), 0
