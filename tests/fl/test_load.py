@@ -111,6 +111,13 @@ def test_setting_a_key_that_the_preset_sweeps_replaces_the_sweep():
     assert load_config("mnist", sweep=["seed=1,2"], seed=4).sweep == {}
 
 
+def test_a_presets_sweep_can_be_replaced_or_cleared_whole():
+    assert load_config("quickstart", ["sweep={}"]).sweep == {}
+    assert load_config("quickstart", ["sweep={}"]).model.method == "fedpara"
+    assert load_config("quickstart", ["sweep={seed: [1, 2]}"]).sweep == {"seed": [1, 2]}
+    assert load_config("quickstart", ["sweep={seed: [1, 2]}", "seed=3"]).sweep == {}
+
+
 def test_a_flag_sweep_replaces_the_presets_values():
     assert load_config("quickstart", sweep=["model.method=original,fedpara"]).sweep == {
         "model.method": ["original", "fedpara"]
@@ -137,6 +144,19 @@ def test_a_key_that_is_valid_only_with_its_sweep_is_not_judged_before(tmp_path):
         ("mnist", ["federation.lr=nan"], "federation.lr: input should be"),
         ("mnist", ["model=vgg16"], "model: input should be a valid dictionary"),
         ("mnist", ["model.name=vgg"], "model.name: input should be 'cnn', 'mlp', 'vgg16', 'resnet18' or 'lstm'"),
+        ("mnist", ["sweep=1"], "-o sweep takes keys and their lists of values, {} for none, got 1"),
+        (
+            "mnist",
+            ["name=a/b"],
+            "name: becomes a folder's name and takes letters, digits, '.', '_' and '-' alone",
+        ),
+        ("mnist", ["name=.."], "name: becomes a folder's name"),
+        (
+            "mnist",
+            ["strategy.name=scaffold", "federation.momentum=0.9"],
+            "federation.momentum is 0.9, and strategy.name scaffold takes its control variates from plain SGD steps; "
+            "set federation.momentum=0",
+        ),
         ("mnist", ["model.rank=3"], "takes one rank rule, got gamma and rank"),
         (
             "mnist",

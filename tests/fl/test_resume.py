@@ -227,7 +227,7 @@ def test_what_may_change_when_a_run_goes_on(tmp_path):
     [
         (
             "federation.lr=1",
-            "federation.tolerated_failures and engine.* but engine.threads, and federation.lr would make",
+            "and federation.lr would make it another run",
         ),
         ("engine.threads=2", "and engine.threads would make it another run; leave it out, or start a new run"),
         ("rounds=3", "run has 4 finished rounds already; set rounds to more"),

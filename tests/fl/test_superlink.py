@@ -47,6 +47,13 @@ def summary(**given) -> RunSummary:
         (["engine.kind=superlink", "engine.address=h:1", "engine.local_nodes=2"], "got both"),
         (["engine.kind=superlink", "engine.address=host"], "address is HOST:PORT, got 'host'"),
         (["engine.local_nodes=2"], "local_nodes belongs to engine.kind superlink, not local; add --engine superlink"),
+        (
+            ["engine.server_folder=a"],
+            "server_folder belongs to engine.kind superlink, not local; add",
+        ),
+        (["engine.kind=ray", "engine.certificate=a.pem"], "certificate belongs to engine.kind superlink, not ray"),
+        (["engine.wait_for_nodes=5"], "wait_for_nodes belongs to engine.kind superlink, not local"),
+        (["engine.timeout=5"], "timeout belongs to engine.kind ray and superlink, not local, which loses no reply"),
         (["engine.kind=ray", "engine.address=h:1"], "address belongs to engine.kind superlink, not ray"),
         (
             ["engine.kind=superlink", "engine.address=h:1", "engine.insecure=true", "engine.root_certificates=ca.pem"],
@@ -73,7 +80,7 @@ def test_local_nodes_as_a_flag_means_superlink():
 
 
 def test_settings_come_through_flowers_run_configuration():
-    config = load_config("quickstart", ["name=\"a 'b' \\u03b3\""], local_nodes=1)
+    config = load_config("quickstart", ["data.path=\"a 'b' \\u03b3\""], local_nodes=1)
     settings = Settings(config, "/out", "/states", "made-1")
     assert read_settings(write_settings(settings)) == settings
 
@@ -84,6 +91,13 @@ def test_a_configuration_of_another_version_is_named():
         read_settings({"config": written})
     with pytest.raises(LowrankError, match="cannot read the run's configuration"):
         read_settings({})
+
+
+@pytest.mark.parametrize("name", ["", "..", "../other", "/tmp/other", "a b"])
+def test_a_runs_name_that_is_no_folders_is_refused(name):
+    said = re.escape(f"'.', '_' and '-' alone, got {name!r}; submit it with lowrank fl run")
+    with pytest.raises(LowrankError, match=said):
+        read_settings(write_settings(Settings(RunConfig(), "", "", name)))
 
 
 def test_what_a_serverapp_tells_reaches_the_observer(capsys):
@@ -149,7 +163,10 @@ def test_a_client_finds_its_data_its_run_and_its_states_through_its_node(tmp_pat
     assert (found.seed, found.data.path, found.device) == (3, None, "cpu")
     assert states == tmp_path / "cache" / "clients" / "made-1" / "3" / "clients"
     single = config.model_copy(update={"sweep": {}})
-    assert ask({}, write_settings(Settings(single, "", "/run", "made-1")))[1] == Path("/run/clients")
+    submitted = write_settings(Settings(single, "", "/run", "made-1"))
+    assert ask({}, submitted)[1] == Path("/run/clients")
+    # What a submitter says does not lead out of the folder that the node has for it.
+    assert ask({"state-folder": str(tmp_path)}, submitted)[1] == tmp_path / "made-1" / "clients"
 
 
 def _config(text: str) -> RunConfig:

@@ -10,6 +10,7 @@ import torch
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.load import load_examples
+from lowrank_fl.load import load_config
 
 
 def test_digits_are_bytes_of_8_by_8_with_ten_classes(load):
@@ -86,3 +87,9 @@ def test_loading_leaves_the_global_random_generators_alone():
     load_examples(DataConfig(max_examples=10), PartitionConfig(), 3)
     assert np.array_equal(np.random.get_state()[1], state)
     assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_a_preset_for_data_of_ones_own_asks_for_the_path():
+    config = load_config("mnist-writers")
+    with pytest.raises(UsageError, match=r"'mnist-writers' is one of your own.*set -o data.path to its folder"):
+        load_examples(config.data, config.partition, 0)

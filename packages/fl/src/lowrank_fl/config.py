@@ -1,8 +1,9 @@
 """A federated run as data: every key of a run's YAML file, its type, its bounds and its default."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["original", "lowrank", "fedpara", "pfedpara", "svd", "kronecker"]
@@ -10,6 +11,13 @@ Kind = Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetu
 
 
 NumberFromZero = Annotated[float, Field(ge=0)]
+
+
+def check_path_name(name: str) -> str:
+    """The name, which is to be a folder's on this machine and others; raises ValueError where it is not fit for it."""
+    if not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]+", name):
+        raise ValueError(f"becomes a folder's name and takes letters, digits, '.', '_' and '-' alone, got {name!r}")
+    return name
 
 
 class Section(BaseModel):
@@ -192,9 +200,11 @@ class EngineConfig(Section):
     @model_validator(mode="after")
     def _reachable(self) -> "EngineConfig":
         if self.kind != "superlink":
-            if self.local_nodes is not None or self.address is not None:
-                key = "local_nodes" if self.local_nodes is not None else "address"
-                raise ValueError(f"{key} belongs to engine.kind superlink, not {self.kind}; add --engine superlink")
+            for key in _SUPERLINK_KEYS:
+                if getattr(self, key) != EngineConfig.model_fields[key].default:
+                    raise ValueError(f"{key} belongs to engine.kind superlink, not {self.kind}; add --engine superlink")
+            if self.kind == "local" and self.timeout is not None:
+                raise ValueError("timeout belongs to engine.kind ray and superlink, not local, which loses no reply")
             return self
         if (self.local_nodes is None) == (self.address is None):
             raise ValueError(
@@ -215,10 +225,23 @@ class EngineConfig(Section):
         return self
 
 
+_SUPERLINK_KEYS = (
+    "local_nodes",
+    "address",
+    "root_certificates",
+    "insecure",
+    "certificate",
+    "private_key",
+    "node_keys",
+    "server_folder",
+    "wait_for_nodes",
+)
+
+
 class RunConfig(Section):
     """One federated run, or a sweep of runs."""
 
-    name: str = "run"
+    name: Annotated[str, AfterValidator(check_path_name)] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rounds: PositiveInt = 16
     device: str = "cpu"
@@ -257,6 +280,16 @@ class RunConfig(Section):
             raise ValueError(
                 "strategy.name krum chooses among the models that clients send, and under personalization.kind local "
                 "they send none; use strategy.name=fedavg"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _plain_steps(self) -> "RunConfig":
+        momentum = self.federation.momentum
+        if self.strategy.name == "scaffold" and momentum:
+            raise ValueError(
+                f"federation.momentum is {momentum:g}, and strategy.name scaffold takes its control variates from "
+                "plain SGD steps; set federation.momentum=0"
             )
         return self
 

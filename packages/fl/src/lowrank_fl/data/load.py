@@ -36,7 +36,7 @@ def load_examples(data: DataConfig, partition: PartitionConfig, seed: int) -> Ex
 
         return load_folder(data, partition, seed)
 
-    _check_name(data.name)
+    _check_name(data)
     if partition.kind == "natural":
         raise UsageError(
             f"partition.kind=natural needs to know who made each example, and {data.name} does not say it; "
@@ -55,13 +55,19 @@ def load_examples(data: DataConfig, partition: PartitionConfig, seed: int) -> Ex
     return load_mnist(data, seed)
 
 
-def _check_name(name: str) -> None:
+def _check_name(data: DataConfig) -> None:
+    name = data.name
     if name == "cinic10":
         raise LowrankError(
             "cinic10 has no download here: fetch CINIC-10.tar.gz from Edinburgh DataShare "
             "(https://datashare.ed.ac.uk/handle/10283/3192; the authors' page is "
             "https://github.com/BayesWatch/cinic-10), unpack it, and set -o data.path=FOLDER to the folder "
             "that holds train, valid and test"
+        )
+    if name not in NAMES and (data.image_key is not None or data.label_key is not None):
+        raise UsageError(
+            f"data set {name!r} is one of your own, and nothing says where it lies; "
+            "set -o data.path to its folder or hub id"
         )
     if name not in NAMES:
         close = get_close_matches(name, NAMES, n=1)

@@ -31,7 +31,7 @@ def _find(message: Message, context: Context) -> "Resident":
         config = config.model_copy(update={"data": data})
     if "device" in node:
         config = config.model_copy(update={"device": str(node["device"])})
-    if settings.states:
+    if settings.states and "state-folder" not in node:
         states = Path(settings.states)
     else:
         states = Path(str(node.get("state-folder", cache_folder() / "clients"))) / settings.run
