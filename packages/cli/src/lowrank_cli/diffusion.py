@@ -24,16 +24,14 @@ app = typer.Typer(
 
 @app.command(
     cls=SectionedCommand,
-    epilog="Example: lowrank diffusion train sdxl-loha -o data.path=photos -o train.steps=2000",
+    epilog="Example: lowrank diffusion train sdxl-loha -o data.path=photos",
 )
 def train(
     config: Config = None,
     override: Overrides = [],  # noqa: B006
     processes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Processes on this machine, each with a GPU.", rich_help_panel="Configuration", min=1
-        ),
+        typer.Option(metavar="N", help="Processes on this machine, each with a GPU.", rich_help_panel="Configuration"),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of every random choice.", rich_help_panel="Configuration")
