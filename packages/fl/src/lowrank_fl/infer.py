@@ -20,7 +20,7 @@ from lowrank_fl.config import ModelConfig
 from lowrank_fl.data.pictures import Shape, to_array
 from lowrank_fl.load import load_config
 from lowrank_fl.models.build import build_model
-from lowrank_fl.state import state_of
+from lowrank_fl.state import local_names, personalization_of, state_of
 
 _BATCH = 100
 
@@ -149,14 +149,14 @@ def load_classifier(folder: Path, client: int | None = None, device: str = "cpu"
             f"{folder} is a model of text, which predicts the next character; only models of pictures classify files"
         )
     tensors = read_tensors(folder / "model.safetensors")[0]
-    if client is not None:
-        tensors |= _own_part(folder, client)
     try:
         model, _ = build_model(
             ModelConfig.model_validate(description["model"]), shape, len(description["classes"]), seed=0
         )
     except ValidationError as error:
         raise _damaged(folder, error.errors()[0]["msg"]) from None
+    if client is not None:
+        tensors |= _own_part(folder, client, model)
     wanted = {name: tensor.shape for name, tensor in state_of(model).items()}
     held = {name: tensor.shape for name, tensor in tensors.items()}
     if wrong := sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name)):
@@ -190,13 +190,13 @@ def _description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _own_part(folder: Path, client: int) -> dict[str, Tensor]:
+def _own_part(folder: Path, client: int, model: nn.Module) -> dict[str, Tensor]:
     """What this client has to itself after the last finished round; nothing where it starts from is in the model."""
     config = load_config(str(folder / "config.yaml"))
     kind = config.personalized
-    if kind in ("none", "finetune"):
+    if kind != "ditto" and not local_names(model, personalization_of(config)):
         raise UsageError(
-            f"clients of {folder} keep no part of the model (personalization.kind: {kind}); leave --client"
+            f"clients of {folder} keep no part of the model (personalization.kind: {kind}); leave --client out"
         )
     if not 0 <= client < config.federation.clients:
         raise UsageError(f"--client is 0 to {config.federation.clients - 1} in {folder}, got {client}")

@@ -1,0 +1,194 @@
+"""What `infer` does not do, and how it says so."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from lowrank_core import LowrankError, UsageError
+from lowrank_diffusion.infer.drawing import draw as sampled
+from lowrank_diffusion.infer.drawing import shots_of
+from lowrank_diffusion.infer.run import Request, Told, infer, slug
+from lowrank_diffusion.infer.schedulers import SAMPLERS, make_scheduler
+from lowrank_diffusion.infer.sources import Base
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """`ask(adapter, steps=0)` up to where a base would be loaded."""
+    (tmp_path / "one.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+
+    def ask(*adapters, **given):
+        values = {"prompts": ["a circle"], "base": "nowhere", "out": tmp_path / "new", "device": "cpu"}
+        infer(Request([tmp_path / each for each in adapters], **values | given), Told())
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": []}, "an adapter draws what --prompt says; give at least one"),
+        ({"images": 0}, "--images must be at least 1, got 0"),
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"batch": 0}, "--batch must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be from 0 to 4294967295, got -1"),
+        ({"guidance": float("nan")}, "--guidance must be a number from 0, got nan"),
+        ({"scheduler": "eular"}, "--scheduler is one of ddim, ddpm, dpm++"),
+        ({"size": "64by64"}, "--size is WIDTHxHEIGHT, such as 1024x768, got '64by64'"),
+        ({"size": "64x60"}, "--size takes multiples of 8, from 16, got 64x60"),
+        ({"precision": "int8"}, "--precision is one of auto, fp32, bf16, fp16, got 'int8'"),
+        ({"weights": [0.5, 0.5]}, "--weight is given 2 times for 1 adapters; give one for each, or none"),
+        ({"weights": [float("inf")]}, "--weight must be a finite number, got inf"),
+        ({"base": None}, "an adapter's files do not say which model they are for; give it with --base"),
+    ],
+)
+def test_requests_that_cannot_be_meant(ask, given, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        ask("one.safetensors", **given)
+
+
+def test_an_adapter_is_asked_for(ask):
+    with pytest.raises(UsageError, match="infer takes an adapter: the folder of a run"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone", None, "there is no file or folder"),
+        ("old.ckpt", b"\x80\x02", "opening a pickle can run code, so it is never opened here"),
+        ("picture.png", b"\x89PNG and so on", "is not a safetensors file; give one, or a PEFT folder"),
+        ("cut.safetensors", b"\xff\x00\x00\x00\x00\x00\x00\x00{", "is cut off"),
+    ],
+)
+def test_files_that_are_no_adapter_are_refused_before_a_base_is_loaded(ask, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LowrankError, match=re.escape(message)) as caught:
+        ask(name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def make_run(folder, **values):
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "adapter_config.json").write_text("{}")
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_a_run_without_an_adapter_is_told_from_one_with(ask, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: pets\n")
+    with pytest.raises(LowrankError, match="has no adapter yet; wait for its end, or go on with it by"):
+        ask("run")
+
+
+def test_runs_that_do_not_go_together(ask, tmp_path):
+    make_run(tmp_path / "one", base={"path": "a/b"})
+    make_run(tmp_path / "two", base={"path": "c/d"})
+    make_run(tmp_path / "three", base={"path": "a/b"}, loss={"prediction": "v_prediction"})
+    with pytest.raises(UsageError, match=re.escape("these runs have different bases (a/b, c/d); choose one with")):
+        ask("one", "two", base=None)
+    with pytest.raises(UsageError, match="were trained to predict different things"):
+        ask("one", "three", base=None)
+
+
+def test_a_device_that_is_not_there(ask):
+    with pytest.raises(LowrankError, match="device 'nothing' cannot be used here"):
+        ask("one.safetensors", device="nothing")
+
+
+@pytest.mark.parametrize(("is_folder", "message"), [(True, "already holds files"), (False, "is a file")])
+def test_nothing_is_written_over(ask, tmp_path, is_folder, message):
+    out = tmp_path / "out"
+    if is_folder:
+        out.mkdir()
+        (out / "01-01-a-circle.png").touch()
+    else:
+        out.touch()
+    with pytest.raises(LowrankError, match=f"{message}; choose a new or empty folder with --out"):
+        ask("one.safetensors", out=out)
+
+
+def test_prompts_in_names_of_files():
+    assert slug("A red-haired Fox, 4k!") == "a-red-haired-fox-4k"
+    assert slug("Käse") == "kase"
+    assert slug("☃") == "picture"
+    assert len(slug("word " * 50)) <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_every_scheduler_draws(made):
+    pipeline = made.pipeline()
+    own, shots = pipeline.scheduler, shots_of(["a circle"], 1)
+    given = {"seed": 0, "negative": None, "size": (64, 64), "steps": 3, "guidance": 2.0, "batch": 1}
+    for name in SAMPLERS:
+        pipeline.scheduler = make_scheduler(own, name, Base("a/b"))
+        ((_, picture),) = list(sampled(pipeline, shots, **given))
+        assert np.asarray(picture).std() > 1, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_scheduler_that_cannot_end_in_pure_noise(made):
+    own = made.pipeline().scheduler
+    base = Base("a/b", prediction="v_prediction", zero_terminal_snr=True)
+    with pytest.raises(UsageError, match=re.escape("HeunDiscreteScheduler cannot follow the schedule of")):
+        make_scheduler(own, "heun", base)
+    config = make_scheduler(own, "ddim", base).config
+    assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "trailing")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {k.replace("down_blocks.1", "down_blocks.7"): v for k, v in t.items()}, "does not have"),
+        (lambda t: {k: v.repeat(1, 2) if k.endswith("lora_A.weight") else v for k, v in t.items()}, "for this layer"),
+        (lambda t: {"some.thing": torch.ones(2)}, "its keys are some.thing"),
+        (lambda t: {}, "holds no tensors"),
+    ],
+)
+def test_adapters_that_do_not_fit_the_base(made, draw, tmp_path, change, message):
+    path = tmp_path / "other.safetensors"
+    save_file(change(load_file(made.folder / "lora_lora.safetensors")), path)
+    with pytest.raises(LowrankError, match=re.escape(message)) as caught:
+        draw(path)
+    assert str(path) in str(caught.value)
+    assert not list(tmp_path.glob("out-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_kohya_file_for_real_sdxl(made, draw, tmp_path):
+    path = tmp_path / "real.safetensors"
+    name = "lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q"
+    save_file({f"{name}.lora_down.weight": torch.ones(2, 1280), f"{name}.lora_up.weight": torch.ones(1280, 2)}, path)
+    with pytest.raises(LowrankError, match="names layers that are not in the model") as caught:
+        draw(path)
+    assert str(caught.value).startswith(f"{path} does not go onto this base: ")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_base_that_is_missing_or_no_sdxl(draw, tmp_path):
+    with pytest.raises(LowrankError, match="no folder that exists"):
+        draw("lora-unet", base=str(tmp_path / "gone"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(LowrankError, match="adapters are trained for SDXL"):
+        draw("lora-unet", base=str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_pictures_that_come_out_as_nan_are_not_written(draw, tmp_path):
+    with pytest.raises(LowrankError, match="came out as NaN in float32"):
+        draw("lora-unet", weights=[1e30])
+    assert not list(tmp_path.glob("out-*/*.png"))
