@@ -140,3 +140,19 @@ def test_a_real_run_prints_what_its_folder_says(lowrank, tmp_path):
     assert outcome.code == 0
     assert json.loads(outcome.out) == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_resumed_run_takes_overrides(lowrank, monkeypatch, summary, tmp_path):
+    asked = []
+
+    def resume(folder, observer, overrides):
+        asked.append((folder, overrides))
+        return [summary()]
+
+    monkeypatch.setattr("lowrank_fl.run.resume", resume)
+    assert lowrank("fl", "run", "--resume", str(tmp_path), "-o", "rounds=9").code == 0
+    assert asked == [(tmp_path, ["rounds=9"])]
+    refused = lowrank("fl", "run", "mnist", "--resume", str(tmp_path))
+    assert refused.err == (
+        "error: --resume takes everything from its folder; leave all but -o, --json and --quiet out\n"
+    )

@@ -31,14 +31,35 @@ def make_context(client: int, clients: int) -> Context:
     )
 
 
-class LocalGrid(Grid):
+class ClientsGrid(Grid):
+    """A Grid whose nodes are the clients 0 to `clients` - 1, and which answers rounds whole."""
+
+    def __init__(self, clients: int) -> None:
+        self._clients = clients
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(1, self._clients + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError("rounds are answered whole: use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError("rounds are answered whole: use send_and_receive")
+
+
+class LocalGrid(ClientsGrid):
     """A Grid over clients 0 to `clients` - 1, each a node of its own. Replies come in the order of the clients,
     whatever the order they were trained in, so that sums over them always have the same bits.
     """
 
     def __init__(self, clients: int, execute: Execute, *, shared: bool) -> None:
+        super().__init__(clients)
         self._shared = shared
-        self._clients = clients
         self._execute = execute
         self._run = Run.create_empty(RUN_ID)
         # Flower lets only a task of its own runtime make messages; in this process we are that runtime.
@@ -50,20 +71,6 @@ class LocalGrid(Grid):
     @property
     def run(self) -> Run:
         return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(1, self._clients + 1)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError("the local engine answers whole rounds: use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError("the local engine answers whole rounds: use send_and_receive")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Hand the messages to their clients and wait for every reply. There is no timeout: nothing can get lost."""

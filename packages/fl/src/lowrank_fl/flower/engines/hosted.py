@@ -9,14 +9,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from lowrank_core import LowrankError
-from lowrank_fl.flower.grid import client_of
+from lowrank_fl.flower.grid import ClientsGrid, client_of
 from lowrank_fl.flower.remote import PART
 
 # How often the SuperLink is asked for nodes and replies, in seconds.
 _INTERVAL = 0.3
 
 
-class HostedGrid(Grid):
+class HostedGrid(ClientsGrid):
     """Sends client c's messages to the node whose `partition-id` is c modulo `num-partitions`, and returns the replies
     as if each client were a node of its own, in the order of the clients.
 
@@ -33,8 +33,8 @@ class HostedGrid(Grid):
         Raises:
             LowrankError: a part has no node or several, or a node does not say which part it hosts.
         """
+        super().__init__(clients)
         self._grid = grid
-        self._clients = clients
         self._timeout = timeout
         self._patience = patience
         self._extra = dict(extra)
@@ -50,20 +50,6 @@ class HostedGrid(Grid):
     @property
     def run(self) -> Run:
         return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(1, self._clients + 1)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError("rounds are answered whole: use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError("rounds are answered whole: use send_and_receive")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The replies that come in time, in the order of the clients."""
