@@ -44,12 +44,14 @@ def test_a_plan_has_the_keys_of_a_run_and_trains_nothing(lowrank, tmp_path, monk
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_a_run_killed_by_the_system_goes_on_with_the_same_losses(tmp_path):
+def test_a_run_killed_by_the_system_goes_on_with_the_same_losses(tmp_path, monkeypatch):
     from lowrank_diffusion.tiny.pretrain import untrained
 
+    # On a busy machine threads wait for each other.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     untrained().save_pretrained(tmp_path / "base")
-    small = ["data.resolution=32", "data.max_images=4", "adapter.target=[to_q]", "sample.prompts=[]", "train.steps=40"]
-    settings = [f"base.path={tmp_path / 'base'}", "train.device=cpu", "train.checkpoint_every=5", *small]
+    small = ["data.resolution=32", "data.max_images=4", "adapter.target=[to_q]", "sample.prompts=[]", "train.steps=15"]
+    settings = [f"base.path={tmp_path / 'base'}", "train.device=cpu", "train.checkpoint_every=2", *small]
     options = [part for setting in settings for part in ("-o", setting)]
 
     def losses(run):
@@ -57,18 +59,18 @@ def test_a_run_killed_by_the_system_goes_on_with_the_same_losses(tmp_path):
 
     process = subprocess.Popen([*COMMAND, *options, "--out", str(tmp_path / "killed"), "--quiet"])
     metrics, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 240
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 7:
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(losses(tmp_path / "killed")) < 40
+    assert len(losses(tmp_path / "killed")) < 15
     went_on = subprocess.run([*COMMAND, "--resume", str(tmp_path / "killed"), "--json"], capture_output=True, text=True)
     assert went_on.returncode == 0, went_on.stderr
     whole = subprocess.run([*COMMAND, *options, "--out", str(tmp_path / "whole"), "--json"], capture_output=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     summary = json.loads(went_on.stdout)
     assert summary.keys() >= KEYS
-    assert (summary["steps"], summary["loss"]) == (40, json.loads(whole.stdout)["loss"])
-    assert "step 40/40  loss " in went_on.stderr
+    assert (summary["steps"], summary["loss"]) == (15, json.loads(whole.stdout)["loss"])
+    assert "step 15/15  loss " in went_on.stderr

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -107,7 +107,8 @@ class Metrics:
             raise LowrankError(
                 f"{self.path} has {len(rows)} steps, and the checkpoint {count}; start the run again in a new folder"
             )
-        self._write(rows)
+        if self.path.exists():
+            write_bytes(self.path, "".join(map(_line, rows)).encode())
         return rows
 
     def read(self) -> list[StepRow]:
@@ -118,9 +119,6 @@ class Metrics:
     def add(self, row: StepRow) -> None:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(_line(row))
-
-    def _write(self, rows: Sequence[StepRow]) -> None:
-        write_bytes(self.path, "".join(map(_line, rows)).encode())
 
 
 def _line(row: StepRow) -> str:
