@@ -8,12 +8,12 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test: the fast ones over all cores, then the slow ones. Arguments go to pytest instead."""
+    """Run every test over all cores: the fast ones, then the slow ones. Arguments go to pytest instead."""
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
     session.run("pytest", "-n", "auto", "--dist", "worksteal", "-q")
-    session.run("pytest", "-m", "slow", "-q")
+    session.run("pytest", "-m", "slow", "-n", "auto", "--dist", "worksteal", "-q", "--durations=15")
 
 
 @nox.session

@@ -102,14 +102,14 @@ def test_every_figure_says_in_words_what_it_shows(tmp_path, page_of):
 
 
 def test_names_and_values_cannot_break_the_page(tmp_path, page_of):
-    write_run(tmp_path / "<i>run", "mnist", "name='<script>alert(1)</script>'", "data.path='</pre><b>\"'")
+    write_run(tmp_path / "<i>run", "mnist", "data.path='</pre><b>\"<script>alert(1)</script>'")
     page = page_of([tmp_path / "<u>empty"])
     Elements(page)
     assert "<script" not in page
     assert "</pre><b>" not in page
     assert "<i>run" not in page
     assert "<u>empty" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;: accuracy against traffic" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
 def test_cells_hold_paper_ours_and_status(tmp_path, page_of):
