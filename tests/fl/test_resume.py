@@ -166,8 +166,8 @@ ROUNDS = 40
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["strategy.name=fedavg"], ["strategy.name=scaffold"], PERSONALISED])
 def test_killed_at_random_moments_and_resumed_each_time(tmp_path, more):
-    """Three kills, or as many as LOWRANK_KILLS says, about a quarter of them before the first checkpoint."""
-    kills = int(os.environ.get("LOWRANK_KILLS", "3"))
+    """Two kills, or as many as LOWRANK_KILLS says, about a quarter of them before the first checkpoint."""
+    kills = int(os.environ.get("LOWRANK_KILLS", "2"))
     early = max(1, kills // 4)
     keys = [*SMALL, f"rounds={ROUNDS}", "data.max_examples=400", "model.width=4", "model.method=fedpara", *more]
     command = [sys.executable, "-c", "from lowrank_cli.main import main; main()", "fl", "run", "--quiet"]
