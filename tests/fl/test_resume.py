@@ -17,7 +17,8 @@ from filelock import FileLock
 from test_run import Watcher
 
 from lowrank_core import LowrankError, UsageError
-from lowrank_fl.folder import finished_rounds, locked, prepare, write_config
+from lowrank_core.run_folder import locked, prepare
+from lowrank_fl.folder import finished_rounds, write_config
 from lowrank_fl.load import load_config
 from lowrank_fl.run import resume, run
 

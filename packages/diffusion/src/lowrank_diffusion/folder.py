@@ -2,81 +2,27 @@
 
 import dataclasses
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.tensors import write_bytes
+from lowrank_core.run_folder import prepare
 from lowrank_diffusion.config import DiffusionConfig
-from lowrank_diffusion.load import load_config
 from lowrank_diffusion.results import RunSummary, StepRow
 
-_LOCK = ".lock"
 
-
-def prepare(out: Path | None, config: DiffusionConfig) -> Path:
+def begin(out: Path | None, config: DiffusionConfig) -> Path:
     """The folder to write to, made, with config.yaml in it.
 
     Raises:
         LowrankError: it exists and holds something, or cannot be made.
     """
-    if out is None:
-        stem = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        numbered = (stem.with_name(f"{stem.name}-{number}") for number in range(2, 1000))
-        out = stem if not stem.exists() else next(path for path in numbered if not path.exists())
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # A run that was killed at once has its lock there.
-        occupied = any(path.name != _LOCK for path in out.iterdir())
-    except OSError as error:
-        raise LowrankError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
-    if occupied:
-        raise LowrankError(f"{out} already holds files; choose another folder with --out, or remove it")
+    folder = prepare(out, config.name)
     tree = config.model_dump(mode="json")
-    write_bytes(out / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
-    return out
-
-
-def take_back(folder: Path) -> None:
-    """Remove config.yaml where nothing came after it, so that the folder is free for another try."""
-    if {file.name for file in folder.iterdir()} <= {"config.yaml", _LOCK}:
-        (folder / "config.yaml").unlink(missing_ok=True)
-
-
-def configured(folder: Path) -> DiffusionConfig:
-    """The configuration that a run's folder holds.
-
-    Raises:
-        LowrankError: it holds none.
-    """
-    file = folder / "config.yaml"
-    if not file.exists():
-        raise LowrankError(f"{folder} holds no run to resume: there is no config.yaml in it")
-    return load_config(str(file))
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Inside the block no other run writes to this folder.
-
-    Raises:
-        LowrankError: one does already.
-    """
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LowrankError(f"another run is writing to {folder}; wait for it, or choose another folder") from None
-    try:
-        yield
-    finally:
-        # The file stays: somebody may wait for this one, and a new one would be another lock.
-        lock.release()
+    write_bytes(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+    return folder
 
 
 def read_summary(folder: Path) -> RunSummary | None:

@@ -11,6 +11,7 @@ import torch
 
 from lowrank_core.adapters.control import disable
 from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.run_folder import config_file, locked, take_back_config
 from lowrank_diffusion.adapting import PLACES, put_adapters
 from lowrank_diffusion.base import DTYPES, identity_of, load_base
 from lowrank_diffusion.cached import CachedLatents, CachedText
@@ -21,7 +22,8 @@ from lowrank_diffusion.data.opening import colour_of
 from lowrank_diffusion.devices import make_accelerator
 from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
 from lowrank_diffusion.examples import Examples
-from lowrank_diffusion.folder import Metrics, configured, locked, prepare, read_summary, take_back, write_summary
+from lowrank_diffusion.folder import Metrics, begin, read_summary, write_summary
+from lowrank_diffusion.load import load_config
 from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
 from lowrank_diffusion.outputs import write_outputs
@@ -52,11 +54,11 @@ def run(config: DiffusionConfig, out: Path | None, observer: Observer) -> RunSum
         LowrankError: `out` holds something already; base, data or device are missing; training diverges.
         Interrupted: Ctrl-C; the finished steps are on disk.
     """
-    folder = _prepared_by_one(config, out) if _is_one_of_several() else prepare(out, config)
+    folder = _prepared_by_one(config, out) if _is_one_of_several() else begin(out, config)
     try:
         return _carry_out(config, folder, observer)
     except LowrankError:
-        take_back(folder)
+        take_back_config(folder)
         raise
 
 
@@ -71,7 +73,7 @@ def resume(folder: Path, observer: Observer) -> RunSummary:
             configuration's; and what `run` raises.
         Interrupted: Ctrl-C.
     """
-    return _carry_out(configured(folder), folder, observer)
+    return _carry_out(load_config(str(config_file(folder))), folder, observer)
 
 
 def _is_one_of_several() -> bool:
@@ -85,7 +87,7 @@ def _prepared_by_one(config: DiffusionConfig, out: Path | None) -> Path:
         raise UsageError("several processes were started, and each would name a folder of its own; give --out")
     accelerator = make_accelerator(config.train)
     if accelerator.is_main_process:
-        prepare(out, config)
+        begin(out, config)
     accelerator.wait_for_everyone()
     return out
 

@@ -3,67 +3,22 @@
 import dataclasses
 import json
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from filelock import FileLock, Timeout
 
 from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.results import RoundRow, RunSummary
 
-_LOCK = ".lock"
-
-
-def prepare(out: Path | None, name: str) -> Path:
-    """The folder to write to, made and empty.
-
-    Raises:
-        LowrankError: it exists and holds something, or cannot be made.
-    """
-    if out is None:
-        stem = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-        numbered = (stem.with_name(f"{stem.name}-{number}") for number in range(2, 1000))
-        out = stem if not stem.exists() else next(path for path in numbered if not path.exists())
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # A run that was killed at once, or is only beginning, has its lock there.
-        occupied = any(path.name != _LOCK for path in out.iterdir())
-    except OSError as error:
-        raise LowrankError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
-    if occupied:
-        raise LowrankError(f"{out} already holds files; choose another folder with --out, or remove it")
-    return out
-
 
 def run_name(swept: Mapping[str, Any]) -> str:
     """The swept values as a folder name, `fedpara-0.1`; nothing outside a sweep."""
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(value)) for value in swept.values())
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Inside the block no other run writes to this folder.
-
-    Raises:
-        LowrankError: one does already.
-    """
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LowrankError(f"another run is writing to {folder}; wait for it, or choose another folder") from None
-    try:
-        yield
-    finally:
-        # The file stays: somebody may wait for this one, and a new one would be another lock.
-        lock.release()
 
 
 def read_summary(folder: Path) -> RunSummary | None:
@@ -83,12 +38,6 @@ def write_config(path: Path, config: RunConfig) -> None:
     tree = config.model_dump(mode="json", exclude=None if config.sweep else {"sweep"})
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
-
-
-def take_back_config(path: Path) -> None:
-    """Remove config.yaml where nothing came after it, so that the folder is free for another try."""
-    if {file.name for file in path.iterdir()} <= {"config.yaml", _LOCK}:
-        (path / "config.yaml").unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

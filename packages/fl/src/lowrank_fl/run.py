@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lowrank_core import LowrankError, UsageError
+from lowrank_core.run_folder import config_file, locked, prepare, take_back_config
 from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
@@ -20,16 +21,7 @@ from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
 from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
-from lowrank_fl.folder import (
-    RunFolder,
-    finished_rounds,
-    locked,
-    prepare,
-    read_summary,
-    run_name,
-    take_back_config,
-    write_config,
-)
+from lowrank_fl.folder import RunFolder, finished_rounds, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_to_resume
 from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
@@ -79,10 +71,7 @@ def resume(folder: Path, observer: Observer, overrides: Sequence[str] = ()) -> l
             configuration's; and what `run` raises.
         Interrupted: Ctrl-C.
     """
-    file = folder / "config.yaml"
-    if not file.exists():
-        raise LowrankError(f"{folder} holds no run to resume: there is no config.yaml in it")
-    config = load_to_resume(file, overrides)
+    config = load_to_resume(config_file(folder), overrides)
     for single, swept in expand(config):
         done = finished_rounds(folder / run_name(swept))
         if done > single.rounds:
