@@ -12,8 +12,11 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-q")
-    session.run("pytest", "-m", "slow", "-n", "auto", "--dist", "worksteal", "-q", "--durations=15")
+    parallel = ("pytest", "-n", "auto", "--dist", "worksteal", "-q")
+    # Many tests start processes; where bytecode is not kept, each of them would compile torch again.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": None}
+    session.run(*parallel, env=bytecode)
+    session.run(*parallel, "-m", "slow", "--durations=15", env=bytecode)
 
 
 @nox.session
