@@ -142,6 +142,9 @@ def test_a_scheduler_that_cannot_end_in_pure_noise(made):
         make_scheduler(own, "heun", base)
     config = make_scheduler(own, "ddim", base).config
     assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "trailing")
+    heun = make_scheduler(own, "heun", Base("a/b"))
+    stand_in = make_scheduler(heun, None, base)
+    assert (type(stand_in).__name__, stand_in.config.rescale_betas_zero_snr) == ("DDIMScheduler", True)
 
 
 @pytest.mark.slow
@@ -178,12 +181,17 @@ def test_a_kohya_file_for_real_sdxl(made, draw, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_base_that_is_missing_or_no_sdxl(draw, tmp_path):
-    with pytest.raises(LowrankError, match="no folder that exists"):
+    with pytest.raises(LowrankError, match=r"--base is .*/gone, which is no folder that exists"):
         draw("lora-unet", base=str(tmp_path / "gone"))
+    with pytest.raises(LowrankError, match=r"--vae is .*/gone, and there is no such folder"):
+        draw("lora-unet", vae=str(tmp_path / "gone"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(LowrankError, match="adapters are trained for SDXL"):
+    with pytest.raises(LowrankError, match="adapters are trained for SDXL; give an SDXL as --base"):
         draw("lora-unet", base=str(tmp_path / "other"))
+    make_run(tmp_path / "run", base={"path": str(tmp_path / "gone")})
+    with pytest.raises(LowrankError, match=r"base.path is .*/gone, which is no folder that exists"):
+        draw(tmp_path / "run", base=None)
 
 
 @pytest.mark.slow

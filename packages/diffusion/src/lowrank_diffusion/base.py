@@ -32,7 +32,14 @@ _NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
 
 def load_base(
-    path: str, vae: str | None, revision: str | None, dtype: torch.dtype, note: Note
+    path: str,
+    vae: str | None,
+    revision: str | None,
+    dtype: torch.dtype,
+    note: Note,
+    *,
+    option: str = "base.path",
+    vae_option: str = "base.vae",
 ) -> "StableDiffusionXLPipeline":
     """An SDXL on the CPU, frozen, in evaluation mode. Only safetensors are read, and no code that comes with them.
 
@@ -43,16 +50,17 @@ def load_base(
         dtype: of the UNet and the text encoders. The VAE is in fp32 unless this is bf16, since
             SDXL's overflows in fp16.
         note: told of downloads before they begin.
+        option, vae_option: what the user gave `path` and `vae` by, for what errors say.
 
     Raises:
         LowrankError: there is no such folder or repository, it is no SDXL, or its weights are no safetensors.
     """
-    folder = base_folder(path, revision, note)
-    check_sdxl(folder, path)
+    folder = base_folder(path, revision, note, option)
+    check_sdxl(folder, path, option)
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
     for_vae = vae_dtype("bf16" if dtype == torch.bfloat16 else "fp32")
-    own_vae = None if vae is None else _load_vae(vae, for_vae, note)
+    own_vae = None if vae is None else _load_vae(vae, for_vae, note, vae_option)
     loaded: Any = {} if own_vae is None else {"vae": own_vae}
     make: Any = StableDiffusionXLPipeline
     try:
@@ -78,7 +86,7 @@ def load_base(
     return pipeline
 
 
-def base_folder(path: str, revision: str | None, note: Note) -> Path:
+def base_folder(path: str, revision: str | None, note: Note, option: str = "base.path") -> Path:
     """Where the base's files lie, after a download if need be.
 
     Raises:
@@ -87,8 +95,8 @@ def base_folder(path: str, revision: str | None, note: Note) -> Path:
     if path == "tiny":
         if not (_TINY / "model_index.json").is_file():
             raise LowrankError(
-                f"base.path is tiny, but this installation has no trained weights of it in {_TINY}; make them with "
-                f"python -m lowrank_diffusion.tiny.pretrain {_TINY}, or give an SDXL as base.path"
+                f"{option} is tiny, but this installation has no trained weights of it in {_TINY}; make them with "
+                f"python -m lowrank_diffusion.tiny.pretrain {_TINY}, or give an SDXL as {option}"
             )
         return _TINY
     folder = Path(path).expanduser()
@@ -97,10 +105,10 @@ def base_folder(path: str, revision: str | None, note: Note) -> Path:
     if folder.is_file() or not _HUB_ID.fullmatch(path):
         found = "a file" if folder.is_file() else "no folder that exists"
         raise LowrankError(
-            f"base.path is {path}, which is {found}; give a diffusers folder of an SDXL, a hub id such as "
+            f"{option} is {path}, which is {found}; give a diffusers folder of an SDXL, a hub id such as "
             "stabilityai/stable-diffusion-xl-base-1.0, or tiny"
         )
-    return _downloaded(path, revision, note)
+    return _downloaded(path, revision, note, option)
 
 
 def identity_of(base: BaseConfig, parts: Sequence[str]) -> dict[str, Any]:
@@ -117,7 +125,7 @@ def identity_of(base: BaseConfig, parts: Sequence[str]) -> dict[str, Any]:
     return source_identity(str(folder) if folder.is_dir() else path, base.revision, parts)
 
 
-def check_sdxl(folder: Path, path: str) -> None:
+def check_sdxl(folder: Path, path: str, option: str = "base.path") -> None:
     """Refuse what is not an SDXL before its weights are read.
 
     Raises:
@@ -132,7 +140,7 @@ def check_sdxl(folder: Path, path: str) -> None:
             "as diffusers saves it"
         ) from None
     if not str(kind).startswith("StableDiffusionXL"):
-        raise LowrankError(f"{path} is a {kind}, and adapters are trained for SDXL; give an SDXL as base.path")
+        raise LowrankError(f"{path} is a {kind}, and adapters are trained for SDXL; give an SDXL as {option}")
     if lacking := [part for part in _PARTS if not (folder / part).is_dir()]:
         raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole SDXL")
     if without := [part for part in _NETWORKS if not any((folder / part).glob("*.safetensors"))]:
@@ -157,10 +165,10 @@ def decoded(vae: Any, latents: Tensor) -> list[Image.Image]:
     return made
 
 
-def _load_vae(source: str, dtype: torch.dtype, note: Note) -> "AutoencoderKL":
+def _load_vae(source: str, dtype: torch.dtype, note: Note, option: str) -> "AutoencoderKL":
     folder = Path(source).expanduser()
     if not folder.is_dir() and not _HUB_ID.fullmatch(source):
-        raise LowrankError(f"base.vae is {source}, and there is no such folder; give a VAE's folder or a hub id")
+        raise LowrankError(f"{option} is {source}, and there is no such folder; give a VAE's folder or a hub id")
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
     if not folder.is_dir():
         note(f"fetching the VAE {source} from the Hugging Face hub, unless it is in the hub's cache")
@@ -175,12 +183,12 @@ def _load_vae(source: str, dtype: torch.dtype, note: Note) -> "AutoencoderKL":
             return load(**where, dtype=dtype, use_safetensors=True)
     except Exception as error:
         raise LowrankError(
-            f"base.vae {source} cannot be loaded ({_reason(error)}); give the folder or hub id of an AutoencoderKL "
+            f"{option} {source} cannot be loaded ({_reason(error)}); give the folder or hub id of an AutoencoderKL "
             "in safetensors"
         ) from error
 
 
-def _downloaded(path: str, revision: str | None, note: Note) -> Path:
+def _downloaded(path: str, revision: str | None, note: Note, option: str) -> Path:
     note(
         f"fetching {path}{f' at {revision}' if revision else ''} from the Hugging Face hub, unless it is in the hub's "
         "cache; an SDXL has some 7 GB, in fp32 14"
@@ -193,7 +201,7 @@ def _downloaded(path: str, revision: str | None, note: Note) -> Path:
     except Exception as error:
         raise LowrankError(
             f"{path} cannot be fetched from the Hugging Face hub ({_reason(error)}), and there is no such folder here; "
-            "check the name and the network, or give a local folder as base.path"
+            f"check the name and the network, or give a local folder as {option}"
         ) from error
 
 

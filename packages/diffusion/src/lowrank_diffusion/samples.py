@@ -14,13 +14,17 @@ from lowrank_diffusion.adapting import Adapters
 from lowrank_diffusion.base import decoded
 from lowrank_diffusion.cached import CachedText
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.infer.schedulers import make_scheduler
 
 _GAP = 4
 """Pixels between two pictures of a grid."""
 
 
 class Sampler:
-    """Draws with the networks that are being trained, by diffusers' pipeline and the base's own scheduler."""
+    """Draws with the networks that are being trained, by diffusers' pipeline and the base's own scheduler.
+
+    The scheduler takes what the networks answer for what `loss.prediction` has them learn.
+    """
 
     def __init__(self, config: DiffusionConfig, pipeline: Any, adapters: Adapters, text: CachedText) -> None:
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -35,7 +39,7 @@ class Sampler:
             tokenizer=pipeline.tokenizer,
             tokenizer_2=pipeline.tokenizer_2,
             unet=adapters.unet,
-            scheduler=type(pipeline.scheduler).from_config(pipeline.scheduler.config),
+            scheduler=make_scheduler(pipeline.scheduler, None, config.loss),
             add_watermarker=False,
         )
         self._pipeline.set_progress_bar_config(disable=True)

@@ -86,7 +86,15 @@ def infer(request: Request, told: Told) -> Drawn:
     from lowrank_diffusion.infer.applying import apply
     from lowrank_diffusion.samples import grid
 
-    pipeline: Any = load_base(base.path, base.vae, base.revision, _DTYPES[precision], told.note)
+    pipeline: Any = load_base(
+        base.path,
+        base.vae,
+        base.revision,
+        _DTYPES[precision],
+        told.note,
+        option="base.path" if request.base is None else "--base",
+        vae_option="base.vae" if request.vae is None else "--vae",
+    )
     pipeline.to(device)
     merged = apply(pipeline, sources, request.merged, told.note)
     pipeline.scheduler = make_scheduler(pipeline.scheduler, request.scheduler, base)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank_core.errors import UsageError
+from lowrank_diffusion.config import LossConfig
 from lowrank_diffusion.infer.sources import Base
 
 
@@ -37,21 +38,24 @@ def check_scheduler(name: str | None) -> None:
         raise UsageError(f"--scheduler is one of {', '.join(SAMPLERS)}, got {name!r}")
 
 
-def make_scheduler(own: Any, name: str | None, base: Base) -> Any:
+def make_scheduler(own: Any, name: str | None, trained: Base | LossConfig) -> Any:
     """The scheduler of that name, or the base's own if None, over the base's noise schedule.
 
     Where a run was trained to predict something else than its base did, or with a rescaled schedule, so is it sampled
-    from, with time steps that start at the last (Lin et al., 2023, https://arxiv.org/abs/2305.08891).
+    from, with time steps that start at the last (Lin et al., 2023, https://arxiv.org/abs/2305.08891). Where the base's
+    own scheduler cannot follow such a schedule, DDIM stands in, which is that paper's.
 
     Args:
         own: the base's scheduler.
         name: a key of `SAMPLERS`.
-        base: what the adapters predict.
+        trained: what the adapters predict.
 
     Raises:
-        UsageError: a name that is unknown, or a scheduler that cannot follow a rescaled schedule.
+        UsageError: a name that is unknown, or of a scheduler that cannot follow a rescaled schedule.
     """
     check_scheduler(name)
+    if name is None and trained.zero_terminal_snr and not _rescales(type(own)):
+        name = "ddim"
     kind: Any = type(own)
     options: dict[str, Any] = {}
     if name is not None:
@@ -59,16 +63,21 @@ def make_scheduler(own: Any, name: str | None, base: Base) -> Any:
 
         sampler = SAMPLERS[name]
         kind, options = getattr(diffusers, sampler.kind), dict(sampler.options)
-    if base.prediction is not None:
-        options["prediction_type"] = base.prediction
-    if base.zero_terminal_snr:
-        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+    if trained.prediction is not None:
+        options["prediction_type"] = trained.prediction
+    if trained.zero_terminal_snr:
+        if not _rescales(kind):
             raise UsageError(
                 f"{kind.__name__} cannot follow the schedule of loss.zero_terminal_snr; "
                 "choose --scheduler ddim, euler or dpm++"
             )
         options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return kind.from_config(own.config, **options)
+
+
+def _rescales(kind: type) -> bool:
+    """Whether schedulers of this kind know schedules that end in pure noise."""
+    return "rescale_betas_zero_snr" in inspect.signature(kind).parameters
 
 
 def title_of(name: str | None, own: Any) -> str:
