@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer or a block, alone in a Sequential, and an input for it."""
+    """A layer, alone in a Sequential, and an input for it."""
 
     family: str
     layer: Callable[[], nn.Module]
@@ -37,22 +37,6 @@ class Shape:
         if isinstance(layer, nn.Conv2d):
             return torch.randn(1, layer.in_channels, *self.positions)
         return torch.randn(1, *self.positions, layer.in_features)
-
-
-class TransformerBlock(nn.Module):
-    """A block of the UNet's level of 1280: self-attention, attention to 77 tokens of text, feed-forward."""
-
-    in_features = 1280
-
-    def __init__(self) -> None:
-        super().__init__()
-        from diffusers.models.attention import BasicTransformerBlock
-
-        self.block = BasicTransformerBlock(1280, 20, 64, cross_attention_dim=2048)
-        self.register_buffer("text", torch.randn(1, 77, 2048))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x, encoder_hidden_states=self.text)
 
 
 def _linear(inputs: int, outputs: int) -> Callable[[], nn.Module]:
@@ -73,7 +57,6 @@ SHAPES = {
     "conv 320": Shape("sdxl", _conv(320), (64, 64)),
     "conv 640": Shape("sdxl", _conv(640), (32, 32)),
     "conv 1280": Shape("sdxl", _conv(1280), (16, 16)),
-    "block": Shape("block", TransformerBlock, (1024,)),
     "3072": Shape("llm", _linear(3072, 3072), (1024,)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -111,7 +94,7 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
         if arguments.only and peer not in arguments.only:
             continue
         try:
-            models[peer] = build(base, arguments.method, rank)
+            models[peer] = build(base, arguments.method, rank, None)
         except (ImportError, NotImplementedError) as error:
             skipped[peer] = str(error)
     worst = {peer: disagreement(models["ours"], models[peer], x) for peer in models if peer in PEERS}
