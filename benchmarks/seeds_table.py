@@ -24,7 +24,9 @@ def main() -> None:
         groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         for summary in summaries:
             groups.setdefault((_setting(summary), summary["method"]), {})[summary["seed"]] = summary
-        table = Table("setting", "method", "params", "MB", "accuracy, %", "lead over lowrank", title=folder.name)
+        table = Table(
+            "setting", "method", "params", "MB up", "MB down", "accuracy, %", "lead over lowrank", title=folder.name
+        )
         for (setting, method), seeds in sorted(groups.items()):
             rival = groups.get((setting, "lowrank"), {})
             leads = [100 * (seeds[s]["accuracy"] - rival[s]["accuracy"]) for s in seeds if s in rival]
@@ -33,7 +35,8 @@ def main() -> None:
                 setting,
                 method,
                 f"{one['params']:,}",
-                f"{one['total_bytes'] / 1e6:.1f}",
+                f"{one['uplink_bytes'] / 1e6:.3g}",
+                f"{one['downlink_bytes'] / 1e6:.3g}",
                 _interval([100 * summary["accuracy"] for summary in seeds.values()]),
                 _interval(leads) if leads and method != "lowrank" else "",
             )
