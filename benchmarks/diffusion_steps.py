@@ -4,6 +4,8 @@ Ours is the step of `lowrank_diffusion.trainer.Trainer` itself; all others are t
 scripts. Both are given the same noisy latents on the device, so nothing is loaded or drawn while the clock runs.
 """
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_core import LoHa, LoKr, LoRA
+from lowrank_core import adapters_of
 from lowrank_core.compilation import compile
-from lowrank_core.costs.arithmetic import arithmetic_of_adapter
 from lowrank_core.costs.trace import trace
 from lowrank_diffusion import sdxl
 from lowrank_diffusion.adapting import Adapters
@@ -189,14 +190,40 @@ def with_gradient(model: nn.Module) -> nn.Module:
     return model
 
 
-def floor_of(case: Case, how: How, names: Sequence[str], batch: int) -> float:
-    """The least that an adapter adds to a frozen step, by arithmetic: 3 forwards of its own for the base's 2."""
+def products_of(case: Case, adapted: nn.Module, method: str, batch: int) -> int:
+    """The fewest multiplications and additions by which an adapter can be trained a step: three products for each of
+    its forward's (the output, towards the input, towards the factors), or ΔW's own gradient where that is less.
+    """
     with torch.device("meta"):
         model = case.build()
         latents, times, hidden, pooled, time_ids = (torch.empty(shape) for shape in case.shapes(1))
     added = {"text_embeds": pooled, "time_ids": time_ids}
     cost = trace(model, latents, times, encoder_hidden_states=hidden, added_cond_kwargs=added)
-    config = {"lora": LoRA, "loha": LoHa, "lokr": LoKr}[how.method](rank=how.rank, target_modules=list(names))
-    of = arithmetic_of_adapter(model, config, cost, batch)
-    own = batch * (of.forward - of.original - of.composing) + of.composing
-    return 3 * own / (2 * batch * of.original)
+    total = 0
+    for name, adapter in adapters_of(adapted).items():
+        outputs, inputs = model.get_submodule(name).weight.flatten(1).shape
+        positions = batch * cost.layers[name].flops // (2 * outputs * inputs)
+        if method == "lokr":
+            a, c = adapter.factors["lokr_w1"].shape
+            b, d = outputs // a, inputs // c
+            thin = min(c * b * (d + a), a * d * (c + b))
+        else:
+            key, power = ("lora_A", 1) if method == "lora" else ("hada_w1_b", 2)
+            thin = len(adapter.factors[key]) ** power * (inputs + outputs)
+        total += min(6 * positions * thin, 2 * positions * inputs * outputs)
+    return total
+
+
+def products_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """How many of them a plain product of a feed-forward layer's size does here; the best of several."""
+    x, weight = torch.randn(1024, 1280, device=device, dtype=dtype), torch.randn(1280, 5120, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(10):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        x @ weight
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024 * 1280 * 5120 / best
