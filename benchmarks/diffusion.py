@@ -47,8 +47,6 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    # Blocks of all competitors share their code, and every one of them is a graph of its own.
-    torch._dynamo.config.recompile_limit = 256
     about = machine()
     if arguments.device == "cuda":
         about["gpu"] = torch.cuda.get_device_name()
@@ -74,7 +72,10 @@ def measure(
     """One setting: milliseconds of every competitor's steps, and what one of them takes in memory."""
     case = case_of(name, quick=arguments.quick)
     checkpointing, compiled = VARIANTS[variant]
-    torch._dynamo.reset()
+    if compiled:
+        # Blocks of all competitors share their code, and every one of them is a graph of its own.
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = 256
     how = How(method, rank, torch.device(arguments.device), DTYPES[arguments.dtype], checkpointing, compiled)
     batch, example = noisy_batch(case, batch_size, how.device), noisy_batch(case, 1, how.device)
     names = [layer for layer in layers_of(base) if arguments.target == "all" or layer.endswith(ATTENTION)]
@@ -92,9 +93,9 @@ def measure(
         # LyCORIS's rebuilt weight is rounded to the base's dtype with W added and taken away again: off in bfloat16.
         rounded = peer == "LyCORIS rebuild" and how.dtype != torch.float32
         assert error < tolerance or rounded, f"{peer} computes something else: {error:.1e} off"
-    steps: dict[str, Step] = {FROZEN: plain_step(with_gradient(sharing(base)), batch, how, mixed=False)}
+    steps: dict[str, Step] = {FROZEN: plain_step(with_gradient(sharing(base), names), batch, how, mixed=False)}
     if how.dtype != torch.float32:
-        steps[FROZEN_MIXED] = plain_step(with_gradient(sharing(base)), batch, how)
+        steps[FROZEN_MIXED] = plain_step(with_gradient(sharing(base), names), batch, how)
     for key, model in models.items():
         steps[key] = (trainer_step if key == "ours" else plain_step)(model, batch, how)
     for key in list(steps):

@@ -181,11 +181,11 @@ def autocast(how: How) -> Any:
     return nullcontext() if how.dtype == torch.float32 else torch.autocast(how.device.type, how.dtype)
 
 
-def with_gradient(model: nn.Module) -> nn.Module:
-    """The frozen model, with a gradient from where the first adapted layer would need one (a block asks itself)."""
+def with_gradient(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The frozen model, with a gradient from where the first of these adapted layers would need one."""
     if isinstance(model, Block):
-        return model
-    first = next(module for name, module in model.named_modules() if name == "down_blocks.1.attentions.0")
+        return model  # asks for its own
+    first = model.get_submodule("conv_in" if "conv_in" in names else "down_blocks.1.attentions.0")
     first.register_forward_pre_hook(lambda _, arguments: (arguments[0].requires_grad_(), *arguments[1:]))
     return model
 
