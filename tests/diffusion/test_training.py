@@ -308,6 +308,18 @@ def test_what_a_user_can_mend_is_one_sentence(fit, tmp_path, override, sentence,
     assert not [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]
 
 
+def test_prodigy_and_tensorboard_through_a_whole_run(fit, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tmp_path / "run", "track.tensorboard=true", "train.optimizer=prodigy", "train.lr=1", "train.steps=3")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert [step for step, _ in shown] == [row["step"] for row in rows] == [1, 2, 3]
+    assert [value for _, value in shown] == pytest.approx([row["loss"] for row in rows])
+
+
 def test_going_on_from_an_adapter_starts_where_it_ended(fit, finished, tmp_path):
     source = finished[0]
     summary = fit(tmp_path / "next", f"adapter.init_from={source / 'unet'}", "train.steps=1", "train.lr=1e-9")
