@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lowrank_core import LowrankError
-from lowrank_fl.config import RunConfig
+from lowrank_fl.config import AggregationConfig, RunConfig
 from lowrank_fl.folder import write_whole
 
 _FILE = Path("checkpoint", "state.safetensors")
@@ -81,4 +81,6 @@ def _digest(config: RunConfig) -> str:
     others: dict[str, Any] = dict.fromkeys(("name", "sweep", "rounds", "engine"), True)
     tree = config.model_dump(mode="json", exclude={**others, "federation": {"tolerated_failures"}})
     tree["threads"] = config.engine.threads
+    if config.aggregation == AggregationConfig():
+        del tree["aggregation"]  # as in the runs of versions that had no such key
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

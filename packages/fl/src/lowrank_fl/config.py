@@ -155,6 +155,18 @@ class PersonalizationConfig(Section):
     """Ditto: how strongly a client's model is drawn to the shared one."""
 
 
+class AggregationConfig(Section):
+    """What the server does about factors, whose mean does not compose to the mean of the weights."""
+
+    kind: Literal["factors", "one-factor", "refit"] = "factors"
+    """`factors`: their mean. `one-factor`: clients train one factor of each weight a round, in turn, so that the mean
+    is exact. `refit`: the server refits the mean factors to the mean of the composed weights."""
+    sweeps: PositiveInt = 2
+    """Of refit's alternating least squares, over all factors of a weight."""
+    gap: bool = False
+    """Measure the aggregation gap of every round; `refit` does so anyway. It composes every client's weights."""
+
+
 class CodecConfig(Section):
     """How numbers are written for the way."""
 
@@ -238,6 +250,9 @@ _SUPERLINK_KEYS = (
 )
 
 
+_MEANS_BY_EXAMPLES = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold")
+
+
 class RunConfig(Section):
     """One federated run, or a sweep of runs."""
 
@@ -251,6 +266,7 @@ class RunConfig(Section):
     federation: FederationConfig = FederationConfig()
     strategy: StrategyConfig = StrategyConfig()
     personalization: PersonalizationConfig = PersonalizationConfig()
+    aggregation: AggregationConfig = AggregationConfig()
     codec: CodecConfig = CodecConfig()
     engine: EngineConfig = EngineConfig()
     sweep: dict[str, list[Any]] = {}
@@ -280,6 +296,47 @@ class RunConfig(Section):
             raise ValueError(
                 "strategy.name krum chooses among the models that clients send, and under personalization.kind local "
                 "they send none; use strategy.name=fedavg"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _aggregation_fits(self) -> "RunConfig":
+        aggregation, model, strategy = self.aggregation, self.model, self.strategy.name
+        kind = aggregation.kind
+        if kind == "factors" and not aggregation.gap:
+            return self
+        asked = "aggregation.gap" if kind == "factors" else f"aggregation.kind {kind}"
+        if self.personalized not in ("none", "finetune"):
+            raise ValueError(
+                f"{asked} is about weights that all clients share whole, and under personalization.kind "
+                f"{self.personalized} a part of them is each client's own; set personalization.kind to none or finetune"
+            )
+        if kind == "factors":
+            if strategy not in _MEANS_BY_EXAMPLES:
+                raise ValueError(
+                    f"aggregation.gap is that of a mean by examples, and strategy.name {strategy} takes none; use one "
+                    f"of {', '.join(_MEANS_BY_EXAMPLES)}"
+                )
+            return self
+        if strategy not in ("fedavg", "fedprox"):
+            raise ValueError(
+                f"{asked} makes the clients' mean exact, and strategy.name {strategy} takes a step of its own from "
+                "it; use fedavg or fedprox"
+            )
+        if model.method == "original":
+            raise ValueError(
+                f"{asked} is about factors, and model.method original has none; set model.method to a factorized one, "
+                "and sweep over no other"
+            )
+        if model.tanh and model.method == "fedpara":
+            raise ValueError(
+                f"{asked} needs weights that are linear in each factor, and those of model.tanh are in none; "
+                "set model.tanh=false"
+            )
+        if kind == "one-factor" and model.jacobian_lambda and model.method in ("fedpara", "pfedpara"):
+            raise ValueError(
+                f"model.jacobian_lambda is {model.jacobian_lambda:g}, and the correction is of a step that all factors "
+                "take together, which they do not under aggregation.kind one-factor; set model.jacobian_lambda=0"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +46,16 @@ class Layout:
         if any(size < 0 for _, _, shape in entries for size in shape):
             raise Undecodable("the arrays are described with negative sizes")
         return cls(entries)
+
+    def part(self, names: Collection[str]) -> "Layout":
+        """Of the arrays with these names alone."""
+        return Layout(tuple(entry for entry in self.entries if entry[0] in names))
+
+    def places(self, names: Collection[str]) -> Tensor:
+        """Where the numbers of those arrays stand in the row of all; int64."""
+        encoded = [name for name, dtype, _ in self.entries if _is_encoded(name, dtype)]
+        chosen = torch.tensor([name in names for name in encoded])
+        return chosen.repeat_interleave(torch.tensor(self.sizes)).nonzero()[:, 0]
 
     def to_bytes(self) -> bytes:
         return json.dumps(self.entries, separators=(",", ":")).encode()

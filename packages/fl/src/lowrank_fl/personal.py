@@ -1,6 +1,6 @@
 """What each client has of a model to itself: where it comes from, how it trains, where it stays. Torch alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -46,10 +46,22 @@ class Personal:
         elif how.kind == "fedrep":
             trainer.train(client, round_number, lr, only=trainer.local, epochs=how.epochs, stream="personal")
 
-    def train(self, client: int, round_number: int, lr: float, drift: Drift | None, state_round: int) -> Trained:
-        """Train what `begin` left; afterwards `trainer.shared` is what goes back, and the client's own part is kept."""
+    def train(
+        self,
+        client: int,
+        round_number: int,
+        lr: float,
+        drift: Drift | None,
+        state_round: int,
+        only: Collection[str] | None = None,
+    ) -> Trained:
+        """Train what `begin` left; afterwards `trainer.shared` is what goes back, and the client's own part is kept.
+
+        only: the names of what may change; everything that this kind trains here if not given.
+        """
         trainer = self.trainer
-        only = trainer.shared if self.how.kind == "fedrep" else None
+        if only is None and self.how.kind == "fedrep":
+            only = trainer.shared
         trained = trainer.train(client, round_number, lr, drift, only=only)
         if trainer.local:
             own = {name: trainer.state[name] for name in trainer.local}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_core.candidates import LeftEntry
 from lowrank_core.replacement import FactorizedEntry, FactorizeReport
+from lowrank_fl.aggregation import FactorAggregation
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flops import CountFlops, Undrawn
 from lowrank_fl.flower.engines import worker_count
@@ -75,7 +76,7 @@ class RunPlan:
     total_bytes: int
     """What Flower would serialise, headers included."""
     paper_bytes: int
-    """The paper's arithmetic: 2 x participants x model size x rounds (section 3.2)."""
+    """The paper's arithmetic: 2 x participants x model size x rounds (section 3.2); upwards what is trained alone."""
     flops_per_round: int
     """Of the clients' training, forward and backward, that before a test included; a multiply-add counts as two."""
     seconds: float
@@ -107,13 +108,16 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     params = sum(parameter.numel() for parameter in model.parameters())
     personalization = personalization_of(config)
     state = transferred(model, personalization)
-    downlink, uplink, evaluation = _measure(config, state, trained_names(model, personalization))
-    model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    aggregation = FactorAggregation(config.aggregation, model)
+    downlink, uplink, evaluation = _measure(config, state, trained_names(model, personalization), aggregation)
+    model_bytes = sum(tensor.nbytes for tensor in state.values())
+    returned = [aggregation.returned(number) for number in range(1, config.rounds + 1)]
+    returned_bytes = sum(sum(t.nbytes for n, t in state.items() if names is None or n in names) for names in returned)
     held = _trained_examples(config, data)
     steps = math.ceil(held / federation.batch_size)
     with torch_threads(config.engine.threads):
         epochs: list[tuple[int, float]] = []
-        for phase in _phases(config, model):
+        for phase in _phases(config, model, aggregation):
             with training_only(model, phase.only):
                 per_step, per_example = _count_step(model, config, data)
             epochs.append((phase.clients, phase.epochs * (steps * per_step + held * per_example)))
@@ -130,11 +134,11 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
         transferred_params=sum(tensor.numel() for tensor in state.values()),
         original_params=report.original_params if report else params,
         model_bytes=model_bytes,
-        uplink_bytes=uplink * config.rounds,
-        downlink_bytes=downlink * config.rounds,
-        total_bytes=(uplink + downlink) * config.rounds,
-        evaluation_bytes=evaluation * config.rounds,
-        paper_bytes=2 * federation.clients_per_round * model_bytes * config.rounds,
+        uplink_bytes=uplink,
+        downlink_bytes=downlink,
+        total_bytes=uplink + downlink,
+        evaluation_bytes=evaluation,
+        paper_bytes=federation.clients_per_round * (model_bytes * config.rounds + returned_bytes),
         flops_per_round=flops,
         seconds=config.rounds * seconds,
         layers=report.changed if report else (),
@@ -142,38 +146,56 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     )
 
 
-def _measure(config: RunConfig, state: Mapping[str, Tensor], parameters: Sequence[str]) -> tuple[int, int, int]:
-    """A round's bytes down, up, and of having clients test; after another round, where that makes a difference."""
+def _measure(
+    config: RunConfig, state: Mapping[str, Tensor], parameters: Sequence[str], aggregation: FactorAggregation
+) -> tuple[int, int, int]:
+    """All rounds' bytes down, up, and of having clients test: those of each turn of the factors, as often as it comes.
+
+    They are taken after a first round, where that makes a difference.
+    """
     wire = Wire(config.codec, config.seed)
-    downlink = uplink = evaluation = 0
-    for number in (1, 2) if config.codec.down == "topk" else (1,):
-        downlink, uplink = measure_round(config.strategy, config.federation, state, parameters, wire, number)
+    turns = aggregation.turns
+    spare = turns if config.codec.down == "topk" else 0
+    totals = [0, 0, 0]
+    for number in range(1, spare + min(turns, config.rounds) + 1):
+        if number < spare:
+            continue
+        down, up = measure_round(config.strategy, config.federation, state, parameters, wire, number, aggregation)
+        tested = 0
         if config.partition.held_out:
-            evaluation = measure_evaluation(config.strategy, config.federation, state, wire, number)
+            tested = measure_evaluation(config.strategy, config.federation, state, wire, number)
+        if number > spare:
+            times = len(range(number - spare, config.rounds + 1, turns))
+            totals = [total + times * each for total, each in zip(totals, (down, up, tested), strict=True)]
+    downlink, uplink, evaluation = totals
     return downlink, uplink, evaluation
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """Epochs that each of so many clients trains in a round; all of the model, or the named parameters alone."""
+    """Epochs that each of so many clients trains in a round; all of the model, or the named parameters alone.
+
+    Those of a turn of the factors are the share of it in all rounds.
+    """
 
     clients: int
-    epochs: int
+    epochs: float
     only: Collection[str] | None = None
 
 
-def _phases(config: RunConfig, model: nn.Module) -> list[_Phase]:
+def _phases(config: RunConfig, model: nn.Module, aggregation: FactorAggregation) -> list[_Phase]:
     federation, own = config.federation, personalization_of(config)
     sampled = federation.clients_per_round
     if own.kind == "fedrep":
         head, body = local_names(model, own), trained_names(model, own)
         return [_Phase(sampled, own.epochs, head), _Phase(sampled, federation.epochs, body)]
-    together = _Phase(sampled, federation.epochs)
+    turns = aggregation.turns
+    together = [_Phase(sampled, federation.epochs / turns, aggregation.returned(turn + 1)) for turn in range(turns)]
     if own.kind == "ditto":
-        return [together, _Phase(sampled, own.epochs)]
+        return [*together, _Phase(sampled, own.epochs)]
     if own.kind == "finetune":
-        return [together, _Phase(federation.clients, own.epochs)]
-    return [together]
+        return [*together, _Phase(federation.clients, own.epochs)]
+    return together
 
 
 def _trained_examples(config: RunConfig, data: DataShape) -> float:

@@ -48,6 +48,13 @@ class RoundRow:
     """By client, None for one that could not be asked; empty where the server tests."""
     evaluation_bytes: int = 0
     """Sent both ways to have clients test, in no other number here."""
+    aggregation_gap: float | None = None
+    """‖mean of the composed weights - weights of the mean factors‖ over ‖mean of the composed weights - weights sent‖,
+    Frobenius norms of all factorized weights together; None where it was not asked for."""
+    layer_gaps: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    """The same of each factorized weight."""
+    refit_residual: float | None = None
+    """Under aggregation refit, the gap that the refitted factors leave."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from lowrank_core import LowrankError, UsageError
 from lowrank_core.run_folder import config_file, locked, prepare, take_back_config
+from lowrank_fl.aggregation import FactorAggregation
 from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
@@ -262,6 +263,7 @@ class _Run:
                 seed=config.seed,
                 first=done + 1,
                 examples=[len(rows) for rows in parts.train],
+                aggregation=FactorAggregation(config.aggregation, model, config.engine.threads),
             ):
                 began = time.perf_counter()
                 if config.partition.held_out:
@@ -347,4 +349,7 @@ def _row(trained: TrainedRound, found: Evaluation, seconds: float) -> RoundRow:
         worst_accuracy=found.worst_accuracy,
         client_accuracies=found.client_accuracies,
         evaluation_bytes=found.sent_bytes,
+        aggregation_gap=trained.found.gap,
+        layer_gaps=trained.found.layer_gaps,
+        refit_residual=trained.found.residual,
     )

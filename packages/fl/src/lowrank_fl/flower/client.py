@@ -8,6 +8,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from lowrank_fl.aggregation import trained_in_turn
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
 from lowrank_fl.flower.codecs import codec_mod
@@ -23,9 +24,10 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     A training message carries what is shared of the model as `arrays`, and a ConfigRecord `config` with the number of
     the `client` (the node's `partition-id` if not given, because a node may host one client or several),
     `server-round`, the `state-round` that left what the client goes on from, `lr` and, under FedProx, `proximal-mu`,
-    under FedDyn `feddyn-alpha`; SCAFFOLD adds the server's control variate as `control`. The reply carries the trained
-    `arrays`, under SCAFFOLD the change of the client's control variate as `control`, and as `metrics` the weight
-    `num-examples` and the `loss`; `reply` makes the record of the trained arrays.
+    under FedDyn `feddyn-alpha`, and where one factor of each weight is trained, its `factor-turn`; SCAFFOLD adds the
+    server's control variate as `control`. The reply carries the trained `arrays`, in a turn no others, under SCAFFOLD
+    the change of the client's control variate as `control`, and as `metrics` the weight `num-examples` and the `loss`;
+    `reply` makes the record of the trained arrays.
 
     An evaluation message carries `arrays`, `client`, `server-round`, `state-round` and `lr` likewise; the reply's
     `metrics` are `num-examples`, `accuracy` and `loss` on what the client holds out.
@@ -42,8 +44,10 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
         lr = told.number("lr")
         personal.begin(to_arrays(arrays["arrays"]), told.client, told.round, lr, told.state_round)
         rule = _Rule(trainer, told, arrays)
-        trained = personal.train(told.client, told.round, lr, rule.drift, told.state_round)
-        content = RecordDict({"arrays": reply(trainer.shared)})
+        only = None if told.turn is None else trained_in_turn(trainer.model, told.turn)
+        trained = personal.train(told.client, told.round, lr, rule.drift, told.state_round, only)
+        sent = {name: tensor for name, tensor in trainer.shared.items() if only is None or name in only}
+        content = RecordDict({"arrays": reply(sent)})
         if rule.keeps_state:
             change = rule.finish(trained.steps, lr)
             if change is not None:

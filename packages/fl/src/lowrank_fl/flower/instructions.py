@@ -11,13 +11,17 @@ from lowrank_core import LowrankError
 STATE_ROUND = "state-round"
 """The last round whose reply of this client the server used; 0 if there is none."""
 
+FACTOR_TURN = "factor-turn"
+"""Under aggregation one-factor, which factor of each weight is trained (`trained_in_turn`)."""
+
 
 @dataclass(frozen=True)
 class Instructions:
     """The ConfigRecord `config` of a message.
 
     `client` is the node's `partition-id` if not given, because a node may host one client or several. `state_round` is
-    the round that left what the client goes on from, 0 before its first.
+    the round that left what the client goes on from, 0 before its first. `turn` is the factors' turn, None where all
+    of them are trained.
 
     Raises (`of`, `number`):
         LowrankError: something is missing or is no such number.
@@ -26,17 +30,19 @@ class Instructions:
     client: int
     round: int
     state_round: int
+    turn: int | None
     config: Mapping[str, Any]
 
     @classmethod
     def of(cls, message: Message, context: Context) -> "Instructions":
         config = message.content.config_records.get("config", {})
         client = config.get("client", context.node_config.get("partition-id"))
-        state_round = config.get(STATE_ROUND, 0)
+        state_round, turn = config.get(STATE_ROUND, 0), config.get(FACTOR_TURN)
         return cls(
             _index("client", client),
             _index("server-round", config.get("server-round")),
             _index(STATE_ROUND, state_round),
+            None if turn is None else _index(FACTOR_TURN, turn),
             config,
         )
 

@@ -2,10 +2,9 @@
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import flwr.app
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -13,13 +12,16 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from lowrank_core import LowrankError
+from lowrank_fl.aggregation import FactorAggregation, Found
 from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
+from lowrank_fl.flower.instructions import FACTOR_TURN
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
-from lowrank_fl.flower.screening import check_dropped, finite, screen, training_fault
+from lowrank_fl.flower.screening import check_dropped, finite, metrics_of, screen, training_fault
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
+from lowrank_fl.packing import Arrays
 from lowrank_fl.seeds import derive_seed
 
 
@@ -36,6 +38,8 @@ class TrainedRound:
     seconds: float
     dropped: dict[int, str]
     """The clients whose replies were not used, and why."""
+    found: Found
+    """What was found out about factors."""
 
 
 def train_rounds(
@@ -49,6 +53,7 @@ def train_rounds(
     seed: int,
     first: int = 1,
     examples: Sequence[int] | None = None,
+    aggregation: FactorAggregation | None = None,
 ) -> Iterator[TrainedRound]:
     """Yield every round from `first` on as it ends; the caller evaluates and keeps what it needs.
 
@@ -56,6 +61,7 @@ def train_rounds(
     Flower would serialise for the messages to the clients (down) and for their replies (up).
 
     examples: how many each client trains on, which is the most that it may weigh; any number if not given.
+    aggregation: what is done about factors beside the strategy's step; nothing if not given.
 
     Raises:
         LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows, or all are, or
@@ -63,18 +69,20 @@ def train_rounds(
     """
     for number in range(first, rounds + 1):
         began = time.perf_counter()
-        config = ConfigRecord({"lr": federation.lr_in(number)})
+        config = ConfigRecord({"lr": federation.lr_in(number), **_turn(aggregation, number)})
+        returned = aggregation.returned(number) if aggregation else None
         # Flower's strategies sample with Python's global generator.
         random.seed(derive_seed(seed, "sampling", number))
-        exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid))
+        exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid), returned)
         messages = exchange.messages
-        sound, dropped = screen(exchange.replies, messages, training_fault(examples))
+        sound, dropped = screen(exchange.replies, messages, training_fault(examples, returned))
         check_dropped(dropped, len(messages), federation.tolerated_failures, f"be used in round {number}")
+        found = aggregation.combine(to_arrays(arrays), [_trained(reply) for reply in sound]) if aggregation else Found()
         with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at below
             aggregated, metrics = strategy.aggregate_train(number, sound)
             assert aggregated is not None
             assert metrics is not None
-            arrays = _as_before(aggregated, arrays)
+            arrays = _as_before({**to_arrays(arrays), **to_arrays(aggregated), **found.refitted}, arrays)
         if not finite(to_arrays(arrays)):
             raise LowrankError(
                 f"the server's step in round {number} leaves numbers that are not finite, though every reply's are; "
@@ -86,12 +94,24 @@ def train_rounds(
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
         seconds = time.perf_counter() - began
         up, down = exchange.uplink_bytes, exchange.downlink_bytes
-        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped)
+        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found)
 
 
-def _as_before(aggregated: flwr.app.ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+def _turn(aggregation: FactorAggregation | None, number: int) -> dict[str, int]:
+    """What clients are told where one factor of each weight is trained."""
+    turn = aggregation.turn(number) if aggregation else None
+    return {} if turn is None else {FACTOR_TURN: turn}
+
+
+def _trained(reply: Message) -> tuple[int, Arrays]:
+    """A sound reply's examples and arrays."""
+    count = metrics_of(reply, ("loss",))["num-examples"]
+    return int(count), to_arrays(reply.content.array_records["arrays"])
+
+
+def _as_before(aggregated: Arrays, before: ArrayRecord) -> ArrayRecord:
     """The aggregate in the model's own dtypes: Flower's FedAdam returns float64, which would double the downlink."""
-    arrays = {name: array.numpy().astype(before[name].dtype, copy=False) for name, array in aggregated.items()}
+    arrays = {name: array.astype(before[name].dtype, copy=False) for name, array in aggregated.items()}
     return to_record(arrays, shared=True)
 
 
@@ -102,8 +122,9 @@ def measure_round(
     parameters: Sequence[str],
     wire: Wire,
     number: int = 1,
+    aggregation: FactorAggregation | None = None,
 ) -> tuple[int, int]:
-    """The bytes down and up of one round with a model like `state`, from the messages the strategy really makes.
+    """The bytes down and up of that round with a model like `state`, from the messages the strategy really makes.
 
     Under codec.down topk they depend on the rounds before, which go over the same `wire`: after one they are those of a
     client that takes part in every round.
@@ -112,14 +133,20 @@ def measure_round(
     grid = LocalGrid(federation.clients, lambda sent: [Message(answer, reply_to=m) for m in sent], shared=False)
     strategy = make_strategy(config, federation, parameters)
     random.seed(0)  # the same clients in every round
-    messages = list(strategy.configure_train(number, arrays, ConfigRecord({"lr": 0.1}), grid))
-    answer = _answer(messages[0], wire.codec)
-    exchange = wire.exchange(grid, messages)
+    told = ConfigRecord({"lr": 0.1, **_turn(aggregation, number)})
+    returned = aggregation.returned(number) if aggregation else None
+    messages = list(strategy.configure_train(number, arrays, told, grid))
+    answer = _answer(messages[0], wire.codec, returned)
+    exchange = wire.exchange(grid, messages, returned)
     return exchange.downlink_bytes, exchange.uplink_bytes
 
 
-def _answer(message: Message, codec: CodecConfig) -> RecordDict:
+def _answer(message: Message, codec: CodecConfig, returned: Collection[str] | None) -> RecordDict:
     """A client's reply, which has a record like every one it gets; its size does not depend on the numbers."""
     metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
-    content = RecordDict({**message.content.array_records, "metrics": metrics})
+    records = {
+        key: to_record({n: a for n, a in to_arrays(record).items() if returned is None or n in returned}, shared=False)
+        for key, record in message.content.array_records.items()
+    }
+    content = RecordDict({**records, "metrics": metrics})
     return codec_mod(codec, 0)(message, make_context(0, 1), lambda m, _: Message(content, reply_to=m)).content

@@ -73,10 +73,11 @@ def check_dropped(dropped: Mapping[int, str], asked: int, tolerated: float, task
     )
 
 
-def training_fault(examples: Sequence[int] | None = None) -> Fault:
+def training_fault(examples: Sequence[int] | None = None, returned: Collection[str] | None = None) -> Fault:
     """What is wrong with a trained reply: its metrics, its arrays or their numbers.
 
     examples: how many each client trains on; a client that reports more would outweigh the others.
+    returned: the names, among those that were sent, of the arrays that come back; all of them if not given.
     """
 
     def fault(reply: Message, message: Message) -> str | None:
@@ -87,7 +88,7 @@ def training_fault(examples: Sequence[int] | None = None) -> Fault:
         most = examples[client_of(reply.metadata.src_node_id)] if examples else None
         if most is not None and count > most:
             return f"it reports {count} examples, and has {most}"
-        return _array_fault(reply, message)
+        return _array_fault(reply, message, returned)
 
     return fault
 
@@ -118,14 +119,14 @@ def metrics_of(reply: Message, names: Collection[str]) -> dict[str, float]:
     return found
 
 
-def _array_fault(reply: Message, message: Message) -> str | None:
+def _array_fault(reply: Message, message: Message, returned: Collection[str] | None) -> str | None:
     expected, given = message.content.array_records, reply.content.array_records
     if list(given) != list(expected):
         return f"it sent the arrays {', '.join(given) or 'none'} instead of {', '.join(expected)}"
     for key, record in given.items():
         like = expected[key]
-        if list(record) != list(like):
-            return f"the arrays of {key} have other names than were sent"
+        if list(record) != [name for name in like if returned is None or name in returned]:
+            return f"the arrays of {key} have other names than {'were sent' if returned is None else 'are due'}"
         try:
             arrays = read(record)
         except Undecodable as error:

@@ -1,6 +1,6 @@
 """A round trip of messages: encoded, sent through a grid, answered, measured on the way, and decoded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,16 +40,20 @@ class Wire:
         self._accepted: dict[int, int] = {}
         """By client, the last round whose reply was used."""
 
-    def exchange(self, grid: Grid, messages: Iterable[Message]) -> Exchange:
+    def exchange(self, grid: Grid, messages: Iterable[Message], returned: Collection[str] | None = None) -> Exchange:
         """Send the messages, each with the number of its client, and wait for the replies.
 
         A reply that cannot be decoded becomes an error reply.
+
+        returned: the names, among those sent, of the arrays that replies bring; all of them if not given.
         """
         addressed = self._addressed(messages)
         if self.codec.up == self.codec.down == "none":
             return _exchange(grid, addressed)
         contents = {message.metadata.dst_node_id: message.content for message in addressed}
         sent = self._downlink.encode(addressed)
+        if returned is not None:
+            sent = {identity: whole.part(returned) for identity, whole in sent.items()}
         encoded = _exchange(grid, addressed)
         for message in addressed:
             message.content = contents[message.metadata.dst_node_id]

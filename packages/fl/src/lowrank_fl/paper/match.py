@@ -16,7 +16,7 @@ DEFAULT_GAMMA = 0.1
 _RANK_RULES = ("model.gamma", "model.ratio", "model.rank", "model.budget")
 _IRRELEVANT = frozenset(
     {"name", "seed", "device", "data.path", "data.image_key", "data.label_key", "partition.id_column"}
-    | {"federation.tolerated_failures", "personalization.kind"}
+    | {"federation.tolerated_failures", "personalization.kind", "aggregation.gap"}
 )
 _OF_STRATEGY = {
     "fedavgm": ("server_lr", "server_momentum"),
@@ -37,6 +37,7 @@ _ADAPTIVE_SERVER_LR = 0.01
 _IDENTITY = frozenset(
     {"model.name", "model.width", "model.method", "model.init", "partition.kind", "partition.classes_per_client"}
     | {"partition.train_share", "partition.held_out", "strategy.name", "personalization", "codec.up", "codec.down"}
+    | {"aggregation.kind"}
     | set(_RANK_RULES)
 )
 _SIZE_KEYS = frozenset({"data.name", "model.name", "model.width", "model.method", "personalization", *_RANK_RULES})
@@ -72,6 +73,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
         dropped.add("partition.classes_per_client")
     if "topk" not in (config.codec.up, config.codec.down):
         dropped.add("codec.top_k")
+    if config.aggregation.kind != "refit":
+        dropped.add("aggregation.sweeps")
     dropped |= _unread(flat, "strategy", ("name", *_OF_STRATEGY.get(strategy, ())))
     dropped |= _unread(flat, "personalization", _OF_PERSONALIZATION.get(kind, ()))
     if flat["strategy.server_lr"] is None:
@@ -87,7 +90,7 @@ def differences(row: PaperRow, ours: Essence) -> list[str] | None:
     paper = of_preset(row.preset, tuple(row.set.items()))
     keys = sorted(paper.keys() | ours.keys())
     if row.quantity in SIZES:
-        also = set() if row.quantity == "params" else {"codec.up", "codec.down", "strategy.name"}
+        also = set() if row.quantity == "params" else {"codec.up", "codec.down", "strategy.name", "aggregation.kind"}
         keys = [key for key in keys if key in _SIZE_KEYS | also]
     found: list[str] = []
     for key in keys:

@@ -44,6 +44,7 @@ def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
                 "label": label_of(summary.method, summary.swept),
                 "summary": summary,
                 "reached": reached[index] if reached else None,
+                **_gaps(lines[index][1]),
                 "config": (Path(summary.run_dir) / "config.yaml").read_text(encoding="utf-8"),
             }
             for index, summary in enumerate(summaries)
@@ -51,6 +52,12 @@ def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
         picture=base64.b64encode(picture.read_bytes()).decode(),
     )
     (out / "report.html").write_text(page, encoding="utf-8")
+
+
+def _gaps(rows: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
+    """The rounds whose aggregation gap was measured, where there are such."""
+    measured = [row for row in rows if row.aggregation_gap is not None]
+    return {"gaps": measured} if measured else {}
 
 
 def bytes_to_originals(summaries: Sequence[RunSummary]) -> list[int | None] | None:

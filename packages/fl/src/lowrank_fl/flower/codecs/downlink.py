@@ -1,6 +1,6 @@
 """What the server does to the arrays it sends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import flwr.app
@@ -30,6 +30,14 @@ class Sent:
     kept: Mapping[str, np.ndarray]
     encodings: dict[int | None, flwr.app.ArrayRecord] = field(default_factory=dict[int | None, flwr.app.ArrayRecord])
     """What travels; under topk by the version that the client holds."""
+
+    def part(self, names: Collection[str]) -> "Sent":
+        """What it says of the arrays with these names, for replies that bring no others."""
+        places = self.layout.places(names)
+        model = self.model[places]
+        received = model if self.received is self.model else self.received[places]
+        kept = {name: values for name, values in self.kept.items() if name in names}
+        return Sent(self.layout.part(names), model, received, kept)
 
 
 class Downlink:

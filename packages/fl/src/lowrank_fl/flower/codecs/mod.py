@@ -25,9 +25,10 @@ def codec_mod(config: CodecConfig, seed: int, folder: Path | None = None) -> Mod
     """A mod for `ClientApp(mods=[...])` that decodes what a `Wire` sends, and encodes the replies for it.
 
     The app sees plain arrays. A record of the reply travels as the change of the one received under its name, or,
-    where that is `control`, as the change it is already. A record with other names, shapes or dtypes than were received
-    travels as it is, for the server to refuse. The message's ConfigRecord `config` holds the `server-round`, the
-    `state-round` and the number of the `client`, as a `Wire` writes them.
+    where that is `control`, as the change it is already. It may lack some of the arrays received, if what it has is in
+    their order; with other names, shapes or dtypes it travels as it is, for the server to refuse. The message's
+    ConfigRecord `config` holds the `server-round`, the `state-round` and the number of the `client`, as a `Wire` writes
+    them.
 
     config: the server's.
     seed: of the run; int8 rounds by seed, round and client.
@@ -105,18 +106,20 @@ class _ClientSide:
     ) -> flwr.app.ArrayRecord:
         """The record's change as it travels; `left` is what topk left out before, and then what it leaves out now."""
         arrays, before = read(record), read(received)
-        layout = Layout.of(arrays)
-        if layout != Layout.of(before):
+        layout, whole = Layout.of(arrays), Layout.of(before)
+        if layout != whole.part(arrays):
             return record
         change = layout.flat(arrays)
         if key not in CHANGES:
             change -= layout.flat(before)
+        # What is left of arrays that do not travel this time waits until they do.
+        places = slice(None) if layout == whole else whole.places(arrays)
         if key in left:
-            change += left[key]
+            change += left[key][places]
         codec = make_codec(self.config.up, self.config)
         packed = codec.encode(change, layout.sizes, generator)
         if self.config.up == "topk" and bool(change.isfinite().all()):  # else the server drops this reply
-            left[key] = change - codec.decode(packed, layout.sizes)
+            left.setdefault(key, torch.zeros(whole.total))[places] = change - codec.decode(packed, layout.sizes)
         # Copied, because the slot that the reply lies in takes its shorter form.
         kept = {name: arrays[name].copy() for name in layout.kept}
         return to_record({**packed, **kept}, shared=False, slot=getattr(record, "slot", None))
