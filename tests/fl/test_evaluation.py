@@ -225,6 +225,11 @@ def test_pfedpara_means_its_own_personalisation_where_clients_test():
             "set partition.held_out above 0",
         ),
         (
+            ["personalization.test_epochs=1"],
+            "personalization.test_epochs is 1, and the server, which tests here, does not train; set "
+            "partition.held_out above 0, or personalization.test_epochs=0",
+        ),
+        (
             ["personalization.kind=local", "partition.held_out=0.2", "strategy.name=krum"],
             "strategy.name krum chooses among the models that clients send, and under personalization.kind local they "
             "send none; use strategy.name=fedavg",
@@ -237,6 +242,13 @@ def test_kinds_that_do_not_fit_are_refused(overrides, message):
     assert str(caught.value) == message
 
 
+def test_finetune_is_the_shared_model_trained_before_its_test(tmp_path):
+    run(config("finetune", "personalization.epochs=2"), tmp_path / "finetune", Watcher())
+    run(config("none", "personalization.test_epochs=2"), tmp_path / "none", Watcher())
+    found = [[row["client_accuracies"] for row in rows_of(tmp_path / kind)] for kind in ("finetune", "none")]
+    assert found[0] == found[1]
+
+
 def test_where_nothing_is_shared_the_strategy_makes_no_difference(tmp_path):
     others = ["fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn", "fedmedian"]
     accuracies = {}
@@ -246,10 +258,21 @@ def test_where_nothing_is_shared_the_strategy_makes_no_difference(tmp_path):
     assert all(found == accuracies["fedavg"] for found in accuracies.values())
 
 
-@pytest.mark.parametrize(("kind", "least", "most"), [("fedrep", 1.2, 2.0), ("ditto", 2.0, 2.0), ("finetune", 3.5, 3.5)])
-def test_a_plan_counts_what_is_trained_beside_the_shared_model(kind, least, most):
-    """Of 5 clients 2 train an epoch; finetune has all 5 train one more, and FedRep's first epoch is of the head."""
-    (plain,), (personal,) = (plan(config(each)).runs for each in ("none", kind))
+@pytest.mark.parametrize(
+    ("kind", "test_epochs", "least", "most"),
+    [
+        ("fedrep", "0", 1.2, 2.0),
+        ("fedrep", "1", 3.7, 4.5),
+        ("ditto", "null", 2.0, 2.0),
+        ("finetune", "null", 3.5, 3.5),
+        ("none", "1", 3.5, 3.5),
+        ("finetune", "2", 6.0, 6.0),
+    ],
+)
+def test_a_plan_counts_what_is_trained_beside_the_shared_model(kind, test_epochs, least, most):
+    """Of 5 clients 2 train an epoch; before a test all 5 train, and FedRep's first epoch is of the head."""
+    own = config(kind, f"personalization.test_epochs={test_epochs}")
+    (plain,), (personal,) = (plan(each).runs for each in (config("none"), own))
     assert least * 0.999 <= personal.flops_per_round / plain.flops_per_round <= most * 1.001
 
 

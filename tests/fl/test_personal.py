@@ -30,8 +30,8 @@ SEED, LR, MU, OWN_EPOCHS = 7, 0.05, 0.5, 2
 FACTORS = ["x1", "y1", "x2", "y2"]
 
 
-def personalization(kind: str) -> Personalization:
-    return Personalization(kind, "3", OWN_EPOCHS, MU)
+def personalization(kind: str, test_epochs: int = 0) -> Personalization:
+    return Personalization(kind, "3", OWN_EPOCHS, MU, OWN_EPOCHS if kind == "finetune" else test_epochs)
 
 
 def model_of(kind: str) -> nn.Module:
@@ -98,12 +98,12 @@ def parts(clients: int) -> Parts:
     return Parts([held[:-3] for held in rows], [held[-3:] for held in rows])
 
 
-def federate(kind, folder, executor=None, *, strategy="fedavg", rounds=2, clients=2, sampled=None, jacobian=0.0):
+def federate(kind, folder, executor=None, *, strategy="fedavg", rounds=2, clients=2, sampled=None, test_epochs=0):
     """After each round: the shared arrays, the accuracies and the loss that clients find."""
     executor = executor or InProcess()
     examples, model = small_examples(), model_of(kind)
     settings = federation_config(clients, clients_per_round=sampled or clients)
-    how = LocalTraining(settings, jacobian, SEED, "cpu", 1, folder, personalization(kind))
+    how = LocalTraining(settings, 0.0, SEED, "cpu", 1, folder, personalization(kind, test_epochs))
     executor.set_up(model, examples, parts(clients), how)
     grid = LocalGrid(clients, executor.execute, shared=executor.shared)
     arrays = to_record(transferred(model, how.personalization), shared=executor.shared)
@@ -120,8 +120,8 @@ def federate(kind, folder, executor=None, *, strategy="fedavg", rounds=2, client
 class Reference:
     """The methods written out: dictionaries of tensors, autograd, and no class of ours but the seeds."""
 
-    def __init__(self, kind: str, clients: int = 2) -> None:
-        self.kind, self.clients = kind, clients
+    def __init__(self, kind: str, test_epochs: int = 0, clients: int = 2) -> None:
+        self.kind, self.clients, self.test_epochs = kind, clients, personalization(kind, test_epochs).test_epochs
         self.examples, self.parts = small_examples(), parts(clients)
         start = {name: tensor.clone() for name, tensor in model_of(kind).state_dict().items()}
         local = start if kind == "ditto" else LOCAL.get(kind, set())
@@ -177,8 +177,8 @@ class Reference:
         accuracies, losses = [], []
         for client in range(self.clients):
             w = {**self.shared, **self.own[client]}
-            if self.kind == "finetune":
-                w = self.sgd(w, list(w), client, "personal", number, OWN_EPOCHS)
+            if self.test_epochs:
+                w = self.sgd(w, list(w), client, "test", number, self.test_epochs)
             rows = torch.from_numpy(self.parts.held_out[client])
             logits = self.forward(w, self.examples.normalize(self.examples.inputs[rows]))
             accuracies.append((logits.argmax(1) == self.examples.labels[rows]).double().mean().item())
@@ -186,10 +186,11 @@ class Reference:
         return accuracies, sum(losses) / len(losses)
 
 
+@pytest.mark.parametrize("test_epochs", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_method_is_its_algorithm_written_out(kind, tmp_path):
-    reference = Reference(kind)
-    for number, (shared, accuracies, loss, _) in enumerate(federate(kind, tmp_path), 1):
+def test_each_method_is_its_algorithm_written_out(kind, test_epochs, tmp_path):
+    reference = Reference(kind, test_epochs)
+    for number, (shared, accuracies, loss, _) in enumerate(federate(kind, tmp_path, test_epochs=test_epochs), 1):
         reference.round(number)
         assert shared.keys() == reference.shared.keys()
         for name, array in shared.items():
@@ -213,9 +214,17 @@ def bits(results):
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_in_one_process_and_in_two_workers(kind, strategy, tmp_path, workers):
-    many = {"strategy": strategy, "rounds": 3, "clients": 5, "sampled": 2}
+    many = {"strategy": strategy, "rounds": 3, "clients": 5, "sampled": 2, "test_epochs": 1}
     expected = bits(federate(kind, tmp_path / "one", **many))
     assert bits(federate(kind, tmp_path / "two", workers, **many)) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_before_a_test_leaves_no_trace(kind, tmp_path):
+    further, plain = federate(kind, tmp_path / "further", test_epochs=3), federate(kind, tmp_path / "plain")
+    assert [result[0] for result in bits(further)] == [result[0] for result in bits(plain)]
+    files = [{f.name: f.read_bytes() for f in (tmp_path / n).rglob("*.safetensors")} for n in ("further", "plain")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("kind", ["ditto", "finetune"])

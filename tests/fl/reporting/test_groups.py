@@ -85,6 +85,12 @@ def test_personalised_groups_go_by_who_keeps_what(tmp_path):
     write_run(tmp_path / "c", "mnist-2class", "model.method=original", worst=0.5)
     write_run(tmp_path / "d", "mnist-2class", "model.method=fedpara", "personalization.kind=ditto", worst=0.5)
     assert [group.label for group in groups_in(tmp_path)] == ["pfedpara", "fedper", "original", "fedpara, ditto"]
+    write_run(tmp_path / "e", "mnist-2class", "personalization.test_epochs=4", worst=0.5)
+    labels = [group.label for group in groups_in(tmp_path)]
+    assert [label for label in labels if label.startswith("pfedpara")] == [
+        "pfedpara, test_epochs 5",
+        "pfedpara, test_epochs 4",
+    ]
 
 
 def test_bytes_and_rounds_to_an_accuracy_need_every_seed_to_reach_it(tmp_path):

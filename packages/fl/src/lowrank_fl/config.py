@@ -151,6 +151,9 @@ class PersonalizationConfig(Section):
     by each client before it is tested. If not given, `pfedpara` for that method and `none` for the others."""
     epochs: PositiveInt | None = None
     """Of a client's own part under fedrep, ditto and finetune; `federation.epochs` if not given."""
+    test_epochs: Annotated[int, Field(ge=0)] | None = None
+    """For so many epochs each client trains its whole model further before every test of it, and drops the result.
+    `epochs` under finetune and 0 under the others if not given."""
     mu: NumberFromZero = 0.1
     """Ditto: how strongly a client's model is drawn to the shared one."""
 
@@ -279,6 +282,14 @@ class RunConfig(Section):
             return self.personalization.kind
         return "pfedpara" if self.model.method == "pfedpara" and self.partition.held_out else "none"
 
+    @property
+    def test_epochs(self) -> int:
+        """`personalization.test_epochs`, or what it means where it is not given."""
+        own = self.personalization
+        if own.test_epochs is not None:
+            return own.test_epochs
+        return (own.epochs or self.federation.epochs) if own.kind == "finetune" else 0
+
     @model_validator(mode="after")
     def _personalization_fits(self) -> "RunConfig":
         kind = self.personalization.kind
@@ -291,6 +302,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"personalization.kind {kind} gives each client a model of its own, which only its own examples can "
                 "test; set partition.held_out above 0"
+            )
+        if self.test_epochs and not self.partition.held_out:
+            raise ValueError(
+                f"personalization.test_epochs is {self.test_epochs}, and the server, which tests here, does not train; "
+                "set partition.held_out above 0, or personalization.test_epochs=0"
             )
         if kind == "local" and self.strategy.name == "krum":
             raise ValueError(

@@ -71,8 +71,8 @@ class Personal:
     def begin_test(self, received: Arrays, client: int, round_number: int, lr: float, state_round: int) -> None:
         """Leave in the trainer the model that the client would use after this round."""
         self._load(received, client, state_round)
-        if self.how.kind == "finetune":
-            self.trainer.train(client, round_number, lr, epochs=self.how.epochs, stream="personal")
+        if self.how.test_epochs:
+            self.trainer.train(client, round_number, lr, epochs=self.how.test_epochs, stream="test")
 
     def _load(self, received: Arrays, client: int, state_round: int) -> None:
         """What was received, and over it the client's own part as `state_round` left it."""

@@ -188,14 +188,15 @@ def _phases(config: RunConfig, model: nn.Module, aggregation: FactorAggregation)
     sampled = federation.clients_per_round
     if own.kind == "fedrep":
         head, body = local_names(model, own), trained_names(model, own)
-        return [_Phase(sampled, own.epochs, head), _Phase(sampled, federation.epochs, body)]
-    turns = aggregation.turns
-    together = [_Phase(sampled, federation.epochs / turns, aggregation.returned(turn + 1)) for turn in range(turns)]
+        phases = [_Phase(sampled, own.epochs, head), _Phase(sampled, federation.epochs, body)]
+    else:
+        turns = aggregation.turns
+        phases = [_Phase(sampled, federation.epochs / turns, aggregation.returned(turn + 1)) for turn in range(turns)]
     if own.kind == "ditto":
-        return [*together, _Phase(sampled, own.epochs)]
-    if own.kind == "finetune":
-        return [*together, _Phase(federation.clients, own.epochs)]
-    return together
+        phases.append(_Phase(sampled, own.epochs))
+    if own.test_epochs:
+        phases.append(_Phase(federation.clients, own.test_epochs))
+    return phases
 
 
 def _trained_examples(config: RunConfig, data: DataShape) -> float:

@@ -4,7 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["model", "partition", "sampling", "client", "data", "held_out", "codec", "personal", "server_codec"]
+Purpose = Literal[
+    "model", "partition", "sampling", "client", "data", "held_out", "codec", "personal", "server_codec", "test"
+]
 _PURPOSES: dict[Purpose, int] = {
     "model": 0,
     "partition": 1,
@@ -15,6 +17,7 @@ _PURPOSES: dict[Purpose, int] = {
     "codec": 6,
     "personal": 7,
     "server_codec": 8,
+    "test": 9,
 }
 
 

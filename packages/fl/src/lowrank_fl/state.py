@@ -18,16 +18,18 @@ class Personalization:
     trained with the rest (Arivazhagan et al., 2019, https://arxiv.org/abs/1912.00818). fedrep: the last layer, trained
     before the rest (Collins et al., 2021, https://arxiv.org/abs/2102.07078). ditto: a whole model beside the shared one
     (Li et al., 2021, https://arxiv.org/abs/2012.04221). local: everything. finetune: nothing; the shared model is
-    trained further before each test.
+    trained further before each test (`test_epochs`).
     """
 
     kind: Kind = "none"
     head: str = ""
     """The name of the model's last layer."""
     epochs: int = 1
-    """Of the client's own part under fedrep, ditto and finetune."""
+    """Of the client's own part under fedrep and ditto."""
     mu: float = 0.0
     """Ditto: weight of ½‖v - w‖², v the client's own model and w the one it received."""
+    test_epochs: int = 0
+    """Of the whole model, before each test of it."""
 
 
 SHARED = Personalization()
@@ -36,9 +38,8 @@ SHARED = Personalization()
 
 def personalization_of(config: RunConfig) -> Personalization:
     own = config.personalization
-    return Personalization(
-        config.personalized, HEADS[config.model.name], own.epochs or config.federation.epochs, own.mu
-    )
+    epochs = own.epochs or config.federation.epochs
+    return Personalization(config.personalized, HEADS[config.model.name], epochs, own.mu, config.test_epochs)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

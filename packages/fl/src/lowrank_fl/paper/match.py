@@ -29,7 +29,7 @@ _OF_STRATEGY = {
     "fedtrimmedavg": ("trim",),
     "krum": ("malicious",),
 }
-_OF_PERSONALIZATION = {"fedrep": ("epochs",), "ditto": ("epochs", "mu"), "finetune": ("epochs",)}
+_OF_PERSONALIZATION = {"fedrep": ("epochs",), "ditto": ("epochs", "mu")}
 _SERVER_LR = {"fedavgm": 1.0, "scaffold": 1.0}
 _ADAPTIVE_SERVER_LR = 0.01
 
@@ -76,7 +76,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
     if config.aggregation.kind != "refit":
         dropped.add("aggregation.sweeps")
     dropped |= _unread(flat, "strategy", ("name", *_OF_STRATEGY.get(strategy, ())))
-    dropped |= _unread(flat, "personalization", _OF_PERSONALIZATION.get(kind, ()))
+    dropped |= _unread(flat, "personalization", ("test_epochs", *_OF_PERSONALIZATION.get(kind, ())))
+    flat["personalization.test_epochs"] = config.test_epochs
     if flat["strategy.server_lr"] is None:
         flat["strategy.server_lr"] = _SERVER_LR.get(strategy, _ADAPTIVE_SERVER_LR)
     return {key: value for key, value in flat.items() if key not in dropped} | {"personalization": kind}

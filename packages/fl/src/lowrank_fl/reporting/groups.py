@@ -12,7 +12,7 @@ from lowrank_fl.reporting.read import RunRecord
 from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach
 
 # The method and who keeps what stand first in a label; data are the setting's.
-_UNNAMED = ("data.", "model.method", "personalization")
+_UNNAMED = ("data.", "model.method")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
     names = [method] if kind in ("none", method) else [kind] if method == "original" else [method, kind]
     for key, value in own.items():
         differs = any(key in other and other[key] != value for other in alike)
-        if differs and value is not None and not key.startswith(_UNNAMED):
+        if differs and value is not None and key != "personalization" and not key.startswith(_UNNAMED):
             section, _, last = key.rpartition(".")
             said = f"{section} {last}" if section == "codec" else last
             names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
