@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lowrank_core import LowrankError
-from lowrank_fl.config import AggregationConfig, RunConfig
+from lowrank_fl.config import RunConfig
 from lowrank_fl.folder import write_whole
 
 _FILE = Path("checkpoint", "state.safetensors")
@@ -77,10 +77,12 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
 
 
 def _digest(config: RunConfig) -> str:
-    """Of everything that changes a round; of the engine threads alone do, and more rounds may be asked for."""
+    """Of everything that changes a round; of the engine threads alone do, and more rounds may be asked for.
+
+    Values that are the default are left out, so that a key which a later version adds changes nothing.
+    """
     others: dict[str, Any] = dict.fromkeys(("name", "sweep", "rounds", "engine"), True)
-    tree = config.model_dump(mode="json", exclude={**others, "federation": {"tolerated_failures"}})
+    excluded = {**others, "federation": {"tolerated_failures"}}
+    tree = config.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
     tree["threads"] = config.engine.threads
-    if config.aggregation == AggregationConfig():
-        del tree["aggregation"]  # as in the runs of versions that had no such key
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
