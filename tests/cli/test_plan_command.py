@@ -57,6 +57,8 @@ def test_the_plan_of_one_run_lists_costs_and_layers(lowrank):
         "params 1,000,000",
         "of original 10.0%",
         "MB a round 32.0",
+        "of these to the server 16.0",
+        "transfer at 10 Mbps 6.10 s a round",
         "GB total 0.320",
         "GB by the paper's arithmetic 0.320",
         "tested by the server",
@@ -98,6 +100,7 @@ def test_json_has_the_keys_of_a_run_and_null_for_what_only_a_run_knows(lowrank):
     tree = json.loads(lowrank(*SINGLE, "--json", "--seed", "3").out)
     assert {field.name for field in dataclasses.fields(RunSummary)} <= tree.keys()
     assert (tree["accuracy"], tree["loss"], tree["run_dir"]) == (None, None, None)
+    assert tree["transfer_seconds_at_mbps"]["10"] == pytest.approx(8 * 320_003_000 / 10 / 4 / 10 / 2**20)
     assert (tree["seed"], tree["seconds"], tree["total_bytes"]) == (3, 7260.0, 320_003_000)
     assert tree["layers"][0]["shape"] == [64, 32, 3, 3]
 

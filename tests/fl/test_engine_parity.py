@@ -89,11 +89,32 @@ def test_ray_gives_the_bits_of_the_local_engine(tmp_path):
         assert (tmp_path / "ray" / name / "clients").exists() == (name != "fedavg-fedpara")
 
 
+def certificates_and_keys(folder: Path) -> list[str]:
+    """Settings for TLS on loopback and two nodes that prove who they are."""
+    folder.mkdir()
+    (folder / "names.txt").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for command in (
+        "openssl req -x509 -newkey rsa:2048 -noenc -days 2 -subj /CN=CA -keyout ca.key -out ca.pem",
+        "openssl req -newkey rsa:2048 -noenc -subj /CN=localhost -keyout server.key -out server.csr",
+        "openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names.txt "
+        "-out server.pem",
+        "ssh-keygen -q -t ecdsa -b 384 -N '' -f node-0",
+        "ssh-keygen -q -t ecdsa -b 384 -N '' -f node-1",
+    ):
+        subprocess.run(shlex.split(command), cwd=folder, check=True, capture_output=True)
+    files = {"root_certificates": "ca.pem", "certificate": "server.pem", "private_key": "server.key"}
+    keys = [f"engine.{key}={folder / file}" for key, file in files.items()]
+    return [*keys, f"engine.node_keys=[{folder / 'node-0'},{folder / 'node-1'}]"]
+
+
 @pytest.mark.slow
 def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behind(tmp_path, started):
+    """Over TLS, with nodes that prove who they are, where the programs that make certificates and keys are there."""
+    programs = all(map(shutil.which, ("openssl", "ssh-keygen")))
+    secured = certificates_and_keys(tmp_path / "secrets") if programs else []
     chosen = "strategy.name=scaffold"
     alone = weights_of(tmp_path / "alone", chosen, "engine.workers=1")
-    config = load_config("quickstart", [*SMALL, chosen], local_nodes=2)
+    config = load_config("quickstart", [*SMALL, chosen, *secured], local_nodes=2)
     [summary] = run(config, tmp_path / "nodes", Watcher())
     assert (tmp_path / "nodes" / "model.safetensors").read_bytes() == alone
     for found, expected in zip(results(tmp_path / "nodes"), results(tmp_path / "alone"), strict=True):
@@ -105,29 +126,6 @@ def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behi
     assert started() == []
     # And a finished run is left as it is.
     assert resume(tmp_path / "nodes", Watcher()) == [summary]
-
-
-@pytest.mark.slow
-def test_a_trial_over_tls_with_nodes_that_prove_who_they_are(tmp_path):
-    for program in ("openssl", "ssh-keygen"):
-        if shutil.which(program) is None:
-            pytest.skip(f"makes its certificates and keys with {program}")
-    (tmp_path / "names.txt").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for command in (
-        "openssl req -x509 -newkey rsa:2048 -noenc -days 2 -subj /CN=CA -keyout ca.key -out ca.pem",
-        "openssl req -newkey rsa:2048 -noenc -subj /CN=localhost -keyout server.key -out server.csr",
-        "openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names.txt "
-        "-out server.pem",
-        "ssh-keygen -q -t ecdsa -b 384 -N '' -f node-0",
-    ):
-        subprocess.run(shlex.split(command), cwd=tmp_path, check=True, capture_output=True)
-    files = {"root_certificates": "ca.pem", "certificate": "server.pem", "private_key": "server.key"}
-    keys = [f"engine.{key}={tmp_path / file}" for key, file in files.items()]
-    keys.append(f"engine.node_keys=[{tmp_path / 'node-0'}]")
-    config = load_config("quickstart", [*SMALL, "rounds=1", *keys], local_nodes=1)
-    run(config, tmp_path / "nodes", Watcher())
-    alone = weights_of(tmp_path / "alone", "rounds=1", "engine.workers=1")
-    assert (tmp_path / "nodes" / "model.safetensors").read_bytes() == alone
 
 
 @pytest.mark.slow

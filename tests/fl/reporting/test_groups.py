@@ -5,10 +5,11 @@ import os
 import pytest
 from made_runs import write_run
 
-from lowrank_fl.reporting.groups import group_runs, round_seconds
+from lowrank_fl.reporting.groups import group_runs
 from lowrank_fl.reporting.interval import interval_of
 from lowrank_fl.reporting.read import find_runs
 from lowrank_fl.reporting.show import common_target, measured, repeats
+from lowrank_fl.results import round_seconds
 
 
 def groups_in(folder):

@@ -11,12 +11,14 @@ from lowrank_cli.progress import watch
 from lowrank_cli.tables import make_table, stdout
 from lowrank_fl.config import RunConfig
 from lowrank_fl.reporting.text import label_of, three_digits
-from lowrank_fl.results import RunSummary
+from lowrank_fl.results import RunSummary, round_seconds
 
 if TYPE_CHECKING:
     from lowrank_fl.plan import RunPlan
 
 _NAMES_WIDTH, _RUN_WIDTH = 30, 16
+_MBPS = (2, 10, 50)
+"""The links of the paper's Table 7; the table has the middle one."""
 
 _COSTS = (
     "run",
@@ -25,6 +27,8 @@ _COSTS = (
     "transferred params",
     "rounds",
     "MB a round",
+    "of these to the server",
+    "transfer at 10 Mbps",
     "GB total",
     "GB by the paper's arithmetic",
     "GFLOP a round",
@@ -56,7 +60,9 @@ def plan_runs(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
 def _as_tree(run: "RunPlan", config: RunConfig) -> dict[str, Any]:
     """All the keys of a run's summary, null where only a run can tell, and the plan's own."""
     known = {"seed": run.swept.get("seed", config.seed), "interrupted": False}
-    return {field.name: None for field in dataclasses.fields(RunSummary)} | known | dataclasses.asdict(run)
+    transfer = {f"{rate}": round_seconds(0.0, run.client_bytes, rate) for rate in _MBPS}
+    planned = dataclasses.asdict(run) | {"transfer_seconds_at_mbps": transfer}
+    return {field.name: None for field in dataclasses.fields(RunSummary)} | known | planned
 
 
 def _print_costs(runs: Sequence["RunPlan"]) -> None:
@@ -81,6 +87,8 @@ def _costs(run: "RunPlan") -> tuple[str, ...]:
         f"{run.transferred_params:,}",
         f"{run.rounds:,}",
         three_digits(run.total_bytes / run.rounds / 1e6),
+        three_digits(run.uplink_bytes / run.rounds / 1e6),
+        f"{three_digits(round_seconds(0.0, run.client_bytes, 10))} s a round",
         three_digits(run.total_bytes / 1e9),
         three_digits(run.paper_bytes / 1e9),
         three_digits(run.flops_per_round / 1e9),

@@ -86,6 +86,11 @@ class RunPlan:
     evaluation_bytes: int = 0
     """What Flower would serialise to have clients test; 0 where the server does."""
 
+    @property
+    def client_bytes(self) -> float:
+        """That a client which is asked to train receives and sends in a round; the mean over rounds."""
+        return self.total_bytes / self.rounds / self.clients_per_round
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -123,3 +123,12 @@ def bytes_to_reach(rows: Sequence[RoundRow], accuracy: float) -> int | None:
         if row.accuracy >= accuracy:
             return spent
     return None
+
+
+def round_seconds(computing: float, client_bytes: float, mbps: float) -> float:
+    """Seconds of a round: a client's computing, and its bytes down and up over a link.
+
+    A megabit is 2^20 bits: so the paper's Table 7 follows from its model sizes (the original's 2 Mbps entry alone is
+    5.00 s above that).
+    """
+    return computing + 8 * client_bytes / (mbps * 2**20)

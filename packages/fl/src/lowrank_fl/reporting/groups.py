@@ -9,7 +9,7 @@ from typing import Any
 from lowrank_fl.paper.match import essence
 from lowrank_fl.reporting.interval import Interval, interval_of
 from lowrank_fl.reporting.read import RunRecord
-from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach
+from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach, round_seconds
 
 # The method and who keeps what stand first in a label; data are the setting's.
 _UNNAMED = ("data.", "model.method")
@@ -115,15 +115,6 @@ class Group:
     def bytes_so_far(self) -> list[list[int]]:
         """For each seed, the bytes up to the end of each round."""
         return [list(accumulate(row.total_bytes for row in run.rows)) for run in self.runs]
-
-
-def round_seconds(computing: float, client_bytes: float, mbps: float) -> float:
-    """Seconds of a round: a client's computing, and its bytes down and up over a link.
-
-    A megabit is 2^20 bits: so the paper's Table 7 follows from its model sizes (the original's 2 Mbps entry alone is
-    5.00 s above that).
-    """
-    return computing + 8 * client_bytes / (mbps * 2**20)
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
