@@ -78,6 +78,21 @@ def test_every_way_has_the_plain_formulas_values_and_gradients(layer: str, name:
         torch.testing.assert_close(alone, expected - module(x), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_pictures_may_be_channels_last(name: str) -> None:
+    form = FORMS[name]
+    module, geometry, x, factors = case("conv2d", form, torch.float64)
+    expected = plain(module, geometry, form, x, factors)
+    wanted = torch.autograd.grad(expected.square().sum(), [x, *factors.values()])
+    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = module.weight.contiguous(memory_format=torch.channels_last)
+    for way in possible_ways(form, factors, geometry, x.dtype):
+        out = adapted(x, weight, module.bias, form, factors, SCALE, geometry, way=way)
+        gradients = torch.autograd.grad(out.square().sum(), [x, *factors.values()])
+        for got, want in zip([out, *gradients], [expected, *wanted], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize(("layer", "name"), list(itertools.product(["linear", "conv2d"], FORMS)))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_lower_precision_agrees_to_its_rounding(layer: str, name: str, dtype: torch.dtype, tolerance: float) -> None:

@@ -88,7 +88,7 @@ def _hadamard_with_pullback(factors: Factors, geometry: Geometry) -> tuple[Tenso
     composed = first * second
 
     def pullback(grad: Tensor) -> tuple[Tensor, ...]:
-        grad = grad.view_as(first)
+        grad = grad.reshape(first.shape)  # a kernel's may be channels last
         second.mul_(grad)  # now the gradient of the first term, and below of the second
         first.mul_(grad)
         return second @ b1.T, a1.T @ second, first @ b2.T, a2.T @ first
