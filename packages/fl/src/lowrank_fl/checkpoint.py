@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from torch import nn
 
 from lowrank_core import LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.folder import write_whole
+from lowrank_fl.state import state_of, trained_state
 
 _FILE = Path("checkpoint", "state.safetensors")
 
@@ -30,6 +32,8 @@ class Checkpoint:
     model: Mapping[str, np.ndarray]
     strategy: Mapping[str, np.ndarray]
     wire: Mapping[str, np.ndarray]
+    base: str = ""
+    """`base_digest` of the model."""
 
     def state_round(self, client: int) -> int:
         """The round that left what this client goes on from, the last whose reply was used; 0 if there is none."""
@@ -44,7 +48,9 @@ def save_checkpoint(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> 
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     path = folder / _FILE
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, save(contiguous, {"round": str(checkpoint.round), "config": _digest(config)}))
+    write_whole(
+        path, save(contiguous, {"round": str(checkpoint.round), "config": _digest(config), "base": checkpoint.base})
+    )
 
 
 def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
@@ -73,7 +79,16 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         part: {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
         for part in ("model", "strategy", "wire")
     }
-    return Checkpoint(int(about["round"]), **parts)
+    return Checkpoint(int(about["round"]), **parts, base=about.get("base", ""))
+
+
+def base_digest(model: nn.Module) -> str:
+    """Of the weights that nobody trains, which are in no checkpoint; "" where there are none."""
+    trained, digest = trained_state(model), hashlib.sha256()
+    frozen = {name: tensor for name, tensor in state_of(model).items() if name not in trained}
+    for name, tensor in frozen.items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest() if frozen else ""
 
 
 def _digest(config: RunConfig) -> str:

@@ -1,6 +1,5 @@
 """A run's examples, who holds them, its model and how it is trained, from the configuration alone."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -11,8 +10,10 @@ from lowrank_core import FactorizeReport, LowrankError
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data import load_examples, partition_examples
 from lowrank_fl.data.examples import Examples, Parts
-from lowrank_fl.data.rows import kept_rows
+from lowrank_fl.data.rows import kept_rows, of_classes
+from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model
+from lowrank_fl.saved_model import start_from
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import personalization_of
 from lowrank_fl.training import LocalTraining
@@ -20,12 +21,14 @@ from lowrank_fl.training import LocalTraining
 
 def examples_of(config: RunConfig) -> Examples:
     """The data set that `config` names, whole; raises LowrankError where it cannot be had."""
-    seed = derive_seed(config.seed, "data")
-    examples = load_examples(config.data, config.partition, seed)
-    kept = kept_rows(len(examples.test_labels), config.data.max_test_examples, seed)
-    if len(kept) == len(examples.test_labels):
-        return examples
-    return dataclasses.replace(examples, test_inputs=examples.test_inputs[kept], test_labels=examples.test_labels[kept])
+    seed, data = derive_seed(config.seed, "data"), config.data
+    if data.classes is None:
+        examples = load_examples(data, config.partition, seed)
+    else:
+        whole = load_examples(data.model_copy(update={"max_examples": None}), config.partition, seed)
+        examples = of_classes(whole, data.classes)
+        examples = examples.chosen(kept_rows(len(examples.labels), data.max_examples, seed), None)
+    return examples.chosen(None, kept_rows(len(examples.test_labels), data.max_test_examples, seed))
 
 
 def parts_of(config: RunConfig, examples: Examples) -> Parts:
@@ -49,9 +52,19 @@ def parts_of(config: RunConfig, examples: Examples) -> Parts:
 
 
 def model_of(config: RunConfig, examples: Examples) -> tuple[nn.Module, FactorizeReport | None]:
-    """The model every client starts from, and what of it was factorized (None for `original`)."""
+    """The model every client starts from, and what of it was factorized or has an adapter (None for `original`).
+
+    Raises:
+        LowrankError: it does not read such examples, `model.start` does not fit it, or `adapter.target` means nothing.
+    """
     seed = derive_seed(config.seed, "model")
-    return build_model(config.model, examples.input_shape, len(examples.classes), seed=seed)
+    model, report = build_model(config.model, examples.input_shape, len(examples.classes), seed=seed)
+    if config.model.start is not None:
+        start_from(model, config.model.name, Path(config.model.start))
+    if config.adapter.method is not None:
+        seed = derive_seed(config.seed, "adapter")
+        report = put_adapter(model, config.model.name, config.adapter, seed=seed)
+    return model, report
 
 
 def training_of(config: RunConfig, folder: Path) -> LocalTraining:

@@ -40,6 +40,9 @@ class DataConfig(Section):
     """Train on the first so many examples after a seeded shuffle; everything when not given."""
     max_test_examples: PositiveInt | None = None
     """Test on so many examples, chosen like the others; everything when not given."""
+    classes: Annotated[list[Annotated[int, Field(ge=0)] | str], Field(min_length=1)] | None = None
+    """Keep the examples of these classes alone, by number from 0 or by name, for training and for testing; all of them
+    when not given. Labels keep their numbers, so the last layer keeps its size, and pixels are normalised alike."""
 
 
 class PartitionConfig(Section):
@@ -79,6 +82,9 @@ class ModelConfig(Section):
     """Weight of the Jacobian correction, Eq. 9 (0: none)."""
     width: PositiveInt = 32
     """Channels of the small CNN's first convolution, or the hidden units of the MLP."""
+    start: str | None = None
+    """The folder of a finished run, whose weights every client starts from. An adapter in that run is merged into its
+    layers; the last layer is drawn anew where its shape differs. Everything is drawn from the seed when not given."""
 
     @model_validator(mode="after")
     def _one_rank_rule(self) -> "ModelConfig":
@@ -86,6 +92,23 @@ class ModelConfig(Section):
         if len(given) > 1:
             raise ValueError(f"takes one rank rule, got {' and '.join(given)}")
         return self
+
+
+class AdapterConfig(Section):
+    """The adapter that is trained in place of the network, whose weights are then frozen and never travel.
+
+    Norms are trained whole beside it."""
+
+    method: Literal["lora", "loha", "lokr"] | None = None
+    """None when not given: the whole network is trained, and no other key here is read."""
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8
+    """What the adapter adds is multiplied by alpha / rank."""
+    target: str | list[str] | None = None
+    """The layers it goes to: names or their endings, one regular expression for whole names, or `all-linear`. Every
+    Linear and Conv2d if not given."""
+    head: bool = True
+    """The last layer is trained whole and has no adapter; otherwise it is a layer as any other."""
 
 
 class FederationConfig(Section):
@@ -266,6 +289,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
     federation: FederationConfig = FederationConfig()
     strategy: StrategyConfig = StrategyConfig()
     personalization: PersonalizationConfig = PersonalizationConfig()
@@ -274,6 +298,11 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     sweep: dict[str, list[Any]] = {}
     """Dotted keys and the values each takes; the runs are every combination."""
+
+    @property
+    def method(self) -> str:
+        """What is trained, in one word: the adapter's method, else the network's."""
+        return self.adapter.method or self.model.method
 
     @property
     def personalized(self) -> Kind:
@@ -316,12 +345,34 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapter_fits(self) -> "RunConfig":
+        adapter, kind = self.adapter.method, self.personalized
+        if adapter is None:
+            return self
+        if self.model.method != "original":
+            raise ValueError(
+                f"adapter.method {adapter} goes onto the layers of the original network, and model.method "
+                f"{self.model.method} writes them as factors; set model.method=original, and sweep over no other"
+            )
+        if kind in ("fedper", "fedrep") and not self.adapter.head:
+            raise ValueError(
+                f"personalization.kind {kind} keeps the last layer with each client, and with adapter.head false it is "
+                "frozen but for an adapter; set adapter.head=true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _aggregation_fits(self) -> "RunConfig":
         aggregation, model, strategy = self.aggregation, self.model, self.strategy.name
         kind = aggregation.kind
         if kind == "factors" and not aggregation.gap:
             return self
         asked = "aggregation.gap" if kind == "factors" else f"aggregation.kind {kind}"
+        if self.adapter.method is not None:
+            raise ValueError(
+                f"{asked} is about weights that are factors alone, and adapter.method {self.adapter.method} adds its "
+                "factors to frozen weights; set aggregation.kind=factors and aggregation.gap=false"
+            )
         if self.personalized not in ("none", "finetune"):
             raise ValueError(
                 f"{asked} is about weights that all clients share whole, and under personalization.kind "

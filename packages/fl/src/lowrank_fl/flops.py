@@ -33,6 +33,7 @@ _FORMULAS: dict[object, Callable[..., int]] = {
     _ops.mm: _mm,
     _ops.bmm: _mm,
     _ops.addmm: _addmm,
+    _ops.addmm_: _addmm,
     _ops.baddbmm: _addmm,
     _ops.convolution: _convolution,
     _ops.convolution_backward: _convolution_backward,

@@ -75,7 +75,8 @@ class RunFolder:
 
         write_whole(self.path / "model.safetensors", save(arrays))
         description: dict[str, Any] = {
-            "model": config.model.model_dump(mode="json"),
+            "model": config.model.model_dump(mode="json", exclude={"start"}),
+            "adapter": config.adapter.model_dump(mode="json") if config.adapter.method else None,
             "seed": config.seed,
             "input_shape": list(examples.input_shape),
             "classes": list(examples.classes),

@@ -1,26 +1,22 @@
 """What the model of a finished run makes of pictures."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files.tensors import read_tensors
 from lowrank_fl.checkpoint import load_checkpoint
 from lowrank_fl.client_state import ClientStates
-from lowrank_fl.config import ModelConfig
 from lowrank_fl.data.pictures import Shape, to_array
 from lowrank_fl.load import load_config
-from lowrank_fl.models.build import build_model
-from lowrank_fl.state import local_names, personalization_of, state_of
+from lowrank_fl.saved_model import fill, network_of, read_description
+from lowrank_fl.state import local_names, personalization_of
 
 _BATCH = 100
 
@@ -142,26 +138,17 @@ def load_classifier(folder: Path, client: int | None = None, device: str = "cpu"
     Raises:
         UsageError, LowrankError: as `predict`.
     """
-    description = _description(folder)
+    description = read_description(folder)
     shape = tuple(description["input_shape"])
     if len(shape) == 1:
         raise LowrankError(
             f"{folder} is a model of text, which predicts the next character; only models of pictures classify files"
         )
     tensors = read_tensors(folder / "model.safetensors")[0]
-    try:
-        model, _ = build_model(
-            ModelConfig.model_validate(description["model"]), shape, len(description["classes"]), seed=0
-        )
-    except ValidationError as error:
-        raise _damaged(folder, error.errors()[0]["msg"]) from None
+    model = network_of(folder, description)
     if client is not None:
         tensors |= _own_part(folder, client, model)
-    wanted = {name: tensor.shape for name, tensor in state_of(model).items()}
-    held = {name: tensor.shape for name, tensor in tensors.items()}
-    if wrong := sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name)):
-        raise _damaged(folder, f"{wrong[0]} is not as model.json has it")
-    model.load_state_dict(tensors, strict=False)
+    fill(folder, model, tensors)
     mean, std = (torch.tensor(description[key]).view(-1, 1, 1) for key in ("mean", "std"))
     try:
         model.to(device)
@@ -171,23 +158,6 @@ def load_classifier(folder: Path, client: int | None = None, device: str = "cpu"
     return Classifier(
         model.eval(), (shape[0], shape[1], shape[2]), tuple(description["classes"]), mean, std, description["white"]
     )
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    path = folder / "model.json"
-    if not path.is_file():
-        runs = sorted(child.name for child in folder.glob("*/") if (child / "model.json").is_file())
-        hint = f"name one of its runs, such as {folder / runs[0]}" if runs else "finish it with lowrank fl run --resume"
-        raise LowrankError(f"{folder} has no model.json, which a finished run has; {hint}")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(folder, f"model.json is not JSON: {error}") from None
-    keys = ("model", "input_shape", "classes", "mean", "std", "white")
-    missing = [key for key in keys if not isinstance(description, dict) or key not in description]
-    if missing:
-        raise _damaged(folder, f"model.json has no {missing[0]}")
-    return description
 
 
 def _own_part(folder: Path, client: int, model: nn.Module) -> dict[str, Tensor]:
@@ -208,7 +178,3 @@ def _own_part(folder: Path, client: int, model: nn.Module) -> dict[str, Tensor]:
     if not own and kind == "ditto":
         raise LowrankError(f"client {client} of {folder} has trained no model of its own; choose another client")
     return own
-
-
-def _damaged(folder: Path, reason: str) -> LowrankError:
-    return LowrankError(f"the model in {folder} cannot be used ({reason}); copy the run's folder again")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank_core.candidates import LeftEntry
 from lowrank_core.replacement import FactorizedEntry, FactorizeReport
 from lowrank_fl.aggregation import FactorAggregation
+from lowrank_fl.clients import examples_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flops import CountFlops, Undrawn
 from lowrank_fl.flower.engines import worker_count
@@ -19,6 +20,7 @@ from lowrank_fl.flower.evaluation import measure_evaluation
 from lowrank_fl.flower.rounds import measure_round
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.load import expand
+from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device
 from lowrank_fl.state import local_names, personalization_of, trained_names, transferred
@@ -130,7 +132,7 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     flops = round(sum(clients * each for clients, each in epochs))
     return RunPlan(
         name=config.name,
-        method=config.model.method,
+        method=config.method,
         swept=swept,
         rounds=config.rounds,
         clients=federation.clients,
@@ -210,15 +212,20 @@ def _trained_examples(config: RunConfig, data: DataShape) -> float:
     return share * data.examples / config.federation.clients
 
 
+def _mean_batch(config: RunConfig, data: DataShape) -> int:
+    """Examples of a step, on average."""
+    held = _trained_examples(config, data)
+    return math.ceil(held / math.ceil(held / config.federation.batch_size))
+
+
 def _data_shape(config: RunConfig) -> DataShape:
     """Of the examples that the run's clients and its server hold."""
     data = config.data
     known = _SHAPES.get(data.name)
-    # A text is read faster than it is trained on for a second, and nobody's is quite like ours.
-    if known is None or (data.name == "shakespeare" and data.path is not None):
-        from lowrank_fl.data import load_examples
-
-        examples = load_examples(data, config.partition, 0)
+    # A text is read faster than it is trained on for a second, and nobody's is quite like ours. Of how many examples
+    # a class has, only the data can tell.
+    if known is None or data.classes is not None or (data.name == "shakespeare" and data.path is not None):
+        examples = examples_of(config)
         makers = None if examples.groups is None else len(set(examples.groups))
         shape, classes = examples.input_shape, len(examples.classes)
         known = DataShape(shape, classes, len(examples.labels), len(examples.test_labels), makers)
@@ -233,6 +240,8 @@ def _build(config: RunConfig, data: DataShape) -> tuple[nn.Module, FactorizeRepo
     """The run's network with any values: its own initialisation would take VGG16 seconds."""
     with torch.device("meta"), Undrawn():
         model, report = build_model(config.model, data.input_shape, data.classes, seed=0)
+        if config.adapter.method is not None:
+            report = put_adapter(model, config.model.name, config.adapter, seed=0)
     state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
     for tensor in state.values():
         # Neither so large that the loss overflows nor so small that arithmetic on subnormal numbers slows it.
@@ -255,8 +264,10 @@ def _count_step(model: nn.Module, config: RunConfig, data: DataShape) -> tuple[i
             backward(model, inputs, labels, config.federation.lr, jacobian_lambda)
         return counter.total
 
-    per_example = count(2, 0) - count(1, 0)
-    per_step = count(1, config.model.jacobian_lambda) - per_example
+    # How an adapter is computed may depend on the size of the batch.
+    most = max(2, _mean_batch(config, data)) if config.adapter.method else 2
+    per_example = count(most, 0) - count(most - 1, 0)
+    per_step = count(most - 1, config.model.jacobian_lambda) - (most - 1) * per_example
     model.zero_grad()
     return per_step, per_example
 
@@ -266,10 +277,9 @@ def _round_seconds(model: nn.Module, config: RunConfig, data: DataShape, phases:
 
     phases: how many clients train, and the FLOPs of each.
     """
-    workers, held = worker_count(config), _trained_examples(config, data)
+    workers = worker_count(config)
     per_step, per_example = _count_step(model, config, data)
-    mean = math.ceil(held / math.ceil(held / config.federation.batch_size))
-    timed = max(1, min(mean, (_TIMED_FLOPS - per_step) // per_example))
+    timed = max(1, min(_mean_batch(config, data), (_TIMED_FLOPS - per_step) // per_example))
     step, evaluation = time_steps(model, config, data.input_shape, timed)
     speed = (per_step + timed * per_example) / step
     training = sum(math.ceil(clients / workers) * flops / speed for clients, flops in phases)

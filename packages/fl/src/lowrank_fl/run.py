@@ -12,7 +12,7 @@ import torch
 from lowrank_core import LowrankError, UsageError
 from lowrank_core.run_folder import config_file, locked, prepare, take_back_config
 from lowrank_fl.aggregation import FactorAggregation
-from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from lowrank_fl.checkpoint import Checkpoint, base_digest, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
@@ -24,6 +24,7 @@ from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, str
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder, finished_rounds, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_to_resume
+from lowrank_fl.models.adapted import write_adapter
 from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
 from lowrank_fl.state import state_of, trained_names, transferred
@@ -214,6 +215,12 @@ class _Run:
         federation = config.federation
         parts = parts_of(config, examples)
         model, report = model_of(config, examples)
+        base = base_digest(model)
+        if checkpoint and checkpoint.base != base:
+            raise LowrankError(
+                f"the frozen weights under the adapter of {self.path} are others than it began with; put the run in "
+                f"model.start ({config.model.start}) back as it was, or start a new run"
+            )
         for entry in report.left if report else ():
             if entry.reason not in ("excluded", "not included"):
                 self.observer.note(f"{entry.name} stays as it is: {entry.reason}")
@@ -230,7 +237,7 @@ class _Run:
                 config.name,
                 index,
                 count,
-                config.model.method,
+                config.method,
                 config.rounds,
                 self.params,
                 self.original_params,
@@ -272,7 +279,9 @@ class _Run:
                     found = self._evaluate(trained)
                 row = _row(trained, found, time.perf_counter() - began)
                 folder.add_round(row)
-                carried = Checkpoint(trained.number, to_arrays(trained.arrays), strategy_state(strategy), wire.state())
+                carried = Checkpoint(
+                    trained.number, to_arrays(trained.arrays), strategy_state(strategy), wire.state(), base
+                )
                 save_checkpoint(self.path, config, carried)
                 self.rows.append(row)
                 self.arrays = trained.arrays
@@ -288,7 +297,13 @@ class _Run:
 
     def _finish(self, folder: RunFolder, arrays: ArrayRecord, *, interrupted: bool) -> RunSummary:
         """Write what the finished rounds came to."""
-        folder.save_model(self.initial | to_arrays(arrays), self.config, self.examples)
+        whole = self.initial | to_arrays(arrays)
+        folder.save_model(whole, self.config, self.examples)
+        if self.config.adapter.method is not None:
+            # A model of its own, because clients may be training the run's.
+            model, _ = model_of(self.config, self.examples)
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in whole.items()}, strict=False)
+            write_adapter(model, self.config.model.name, self.config.adapter, self.path / "adapter")
         summary = self._summary(interrupted)
         folder.save_summary(summary)
         write_report(self.path, [summary])
@@ -309,7 +324,7 @@ class _Run:
         return RunSummary(
             name=self.config.name,
             run_dir=str(self.path),
-            method=self.config.model.method,
+            method=self.config.method,
             seed=self.config.seed,
             rounds=len(rows),
             accuracy=last.accuracy,

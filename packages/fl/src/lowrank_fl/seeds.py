@@ -5,7 +5,17 @@ from typing import Literal
 import numpy as np
 
 Purpose = Literal[
-    "model", "partition", "sampling", "client", "data", "held_out", "codec", "personal", "server_codec", "test"
+    "model",
+    "partition",
+    "sampling",
+    "client",
+    "data",
+    "held_out",
+    "codec",
+    "personal",
+    "server_codec",
+    "test",
+    "adapter",
 ]
 _PURPOSES: dict[Purpose, int] = {
     "model": 0,
@@ -18,6 +28,7 @@ _PURPOSES: dict[Purpose, int] = {
     "personal": 7,
     "server_codec": 8,
     "test": 9,
+    "adapter": 10,
 }
 
 

@@ -50,12 +50,22 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
 
 
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What of `state_of` training may change: parameters that require gradients, and statistics.
+
+    A frozen parameter, of a network under an adapter, follows from the configuration, so everyone who builds the model
+    has it: it neither travels nor is kept by anyone.
+    """
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in state_of(model).items() if name not in frozen}
+
+
 def local_names(model: nn.Module, personalization: Personalization) -> frozenset[str]:
-    """The names, among those of `state_of`, of what never leaves a client; a layer's buffers belong to the layer."""
+    """The names, among those of `trained_state`, of what never leaves a client; a layer's buffers are the layer's."""
     if personalization.kind == "local":
-        return frozenset(state_of(model))
+        return frozenset(trained_state(model))
     if personalization.kind in ("fedper", "fedrep"):
-        return frozenset(name for name in state_of(model) if name.startswith(f"{personalization.head}."))
+        return frozenset(name for name in trained_state(model) if name.startswith(f"{personalization.head}."))
     if personalization.kind == "pfedpara":
         return frozenset(
             f"{path}.{factor}"
@@ -70,9 +80,9 @@ def local_names(model: nn.Module, personalization: Personalization) -> frozenset
 
 
 def transferred(model: nn.Module, personalization: Personalization = SHARED) -> dict[str, Tensor]:
-    """What of `state_of` travels between server and clients, in both directions."""
+    """What of `trained_state` travels between server and clients, in both directions."""
     local = local_names(model, personalization)
-    return {name: tensor for name, tensor in state_of(model).items() if name not in local}
+    return {name: tensor for name, tensor in trained_state(model).items() if name not in local}
 
 
 def trained_names(model: nn.Module, personalization: Personalization = SHARED) -> list[str]:

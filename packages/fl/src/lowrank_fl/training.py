@@ -16,7 +16,7 @@ from lowrank_fl.config import CodecConfig, FederationConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import Purpose, derive_seed
-from lowrank_fl.state import SHARED, Personalization, local_names, state_of
+from lowrank_fl.state import SHARED, Personalization, local_names, trained_state
 
 # Evaluation always runs over the same slices, so that who evaluates them changes no sum.
 EVALUATION_BATCH = 500
@@ -141,7 +141,7 @@ class Trainer:
             for parameter in self.model.parameters():
                 if parameter.dim() == 4:  # Module.to would refuse the factors of a Kronecker kernel, which have five
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.state = state_of(self.model)
+        self.state = trained_state(self.model)
         self.local = local_names(self.model, how.personalization)
         self.examples = examples
         self.parts = parts

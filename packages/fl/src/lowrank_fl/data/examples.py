@@ -1,6 +1,6 @@
 """Labelled examples as tensors, and which client holds which."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ class Examples:
     @property
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.inputs.shape[1:])
+
+    def chosen(self, train: np.ndarray | None, test: np.ndarray | None) -> "Examples":
+        """Only these rows, by number or by a mask; all of them for None or where none is left out."""
+        examples = self
+        if train is not None and len(train_rows := np.arange(len(self.labels))[train]) < len(self.labels):
+            groups = None if self.groups is None else self.groups[train_rows]
+            examples = replace(examples, inputs=self.inputs[train_rows], labels=self.labels[train_rows], groups=groups)
+        if test is not None and len(test_rows := np.arange(len(self.test_labels))[test]) < len(self.test_labels):
+            examples = replace(
+                examples, test_inputs=self.test_inputs[test_rows], test_labels=self.test_labels[test_rows]
+            )
+        return examples
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """Pixels as float32 with zero mean and unit variance per channel; symbols as int64."""

@@ -138,7 +138,8 @@ class Workers:
             return
         held = (examples.inputs, examples.labels, examples.test_inputs, examples.test_labels)
         needed = sum(tensor.nbytes for tensor in held if not tensor.is_shared())
-        needed += (how.federation.clients_per_round + 3) * sum(p.nbytes for p in model.state_dict().values())
+        sent = transferred(model, how.personalization).values()
+        needed += (how.federation.clients_per_round + 3) * sum(tensor.nbytes for tensor in sent)
         free = shutil.disk_usage(_SHARED_MEMORY).free
         if needed > free:
             raise LowrankError(

@@ -37,10 +37,13 @@ _ADAPTIVE_SERVER_LR = 0.01
 _IDENTITY = frozenset(
     {"model.name", "model.width", "model.method", "model.init", "partition.kind", "partition.classes_per_client"}
     | {"partition.train_share", "partition.held_out", "strategy.name", "personalization", "codec.up", "codec.down"}
-    | {"aggregation.kind"}
+    | {"aggregation.kind", "adapter.method", "adapter.rank", "adapter.target", "adapter.head"}
+    | {"model.start", "data.classes"}
     | set(_RANK_RULES)
 )
-_SIZE_KEYS = frozenset({"data.name", "model.name", "model.width", "model.method", "personalization", *_RANK_RULES})
+_SIZE_KEYS = frozenset(
+    {"data.name", "model.name", "model.width", "model.method", "personalization", "adapter.method", *_RANK_RULES}
+)
 
 
 def essence(config: RunConfig) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def essence(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, values in tree.items():
         flat |= (
-            {f"{section}.{key}": value for key, value in values.items()}
+            {f"{section}.{key}": _hashable(value) for key, value in values.items()}
             if isinstance(values, dict)
             else {section: values}
         )
@@ -63,6 +66,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
         dropped |= {"model.init", *_RANK_RULES}
     elif all(flat[rule] is None for rule in _RANK_RULES):
         flat["model.gamma"] = DEFAULT_GAMMA
+    if config.adapter.method is None:
+        dropped |= _unread(flat, "adapter", ())
     if method != "fedpara":
         dropped |= {"model.tanh", "model.jacobian_lambda"}
     if config.model.name not in ("cnn", "mlp"):
@@ -123,6 +128,10 @@ def _shown(value: Any) -> str:
         if not isinstance(value, float)
         else f"{value:g}"
     )
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _unread(flat: Essence, section: str, read: tuple[str, ...]) -> set[str]:

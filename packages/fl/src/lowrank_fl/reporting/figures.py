@@ -119,7 +119,7 @@ def gamma_sweep(setting: str, groups: Sequence[Group]) -> Drawing | None:
         )
         names.append(_without_gamma(line[0].label))
         told += [f"{each.mean:.2f} % at {gamma:g}" for gamma, each in zip(gammas, found, strict=True)]
-    originals = [group for group in groups if group.essence["model.method"] == "original"]
+    originals = [group for group in groups if group.runs[0].config.method == "original"]
     for number, group in enumerate(originals[:1], len(swept)):
         found = group.accuracy().scaled(100)
         axes.axhline(found.mean, color=_colour(number), linewidth=1.6, linestyle="--")

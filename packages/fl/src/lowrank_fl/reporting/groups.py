@@ -12,7 +12,7 @@ from lowrank_fl.reporting.read import RunRecord
 from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach, round_seconds
 
 # The method and who keeps what stand first in a label; data are the setting's.
-_UNNAMED = ("data.", "model.method")
+_UNNAMED = ("data.", "model.method", "adapter.method", "adapter.rank")
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,14 @@ def _configuration(run: RunRecord) -> tuple[Any, ...]:
 def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
     """`fedpara, gamma 0.1`: the method, who keeps what, and the keys in which others of the setting differ."""
     kind, method = str(own["personalization"]), str(own["model.method"])
+    if "adapter.method" in own:
+        method = f"{own['adapter.method']}, rank {own['adapter.rank']}"
     names = [method] if kind in ("none", method) else [kind] if method == "original" else [method, kind]
     for key, value in own.items():
         differs = any(key in other and other[key] != value for other in alike)
         if differs and value is not None and key != "personalization" and not key.startswith(_UNNAMED):
             section, _, last = key.rpartition(".")
-            said = f"{section} {last}" if section == "codec" else last
+            said = f"{section} {last}" if section in ("codec", "adapter") else last
             names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
     return ", ".join(names)
 

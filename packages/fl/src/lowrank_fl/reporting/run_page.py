@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from lowrank_fl.reporting.read import read_rows
-from lowrank_fl.reporting.text import label_of, three_digits
+from lowrank_fl.reporting.text import METHODS, label_of, three_digits
 from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach
 
 MARGIN = 0.02
@@ -78,4 +78,4 @@ def bytes_to_originals(summaries: Sequence[RunSummary]) -> list[int | None] | No
 
 def _others(summary: RunSummary) -> str:
     """The swept values but the method's, as text, because a value may be a list."""
-    return json.dumps({key: value for key, value in summary.swept.items() if key != "model.method"})
+    return json.dumps({key: value for key, value in summary.swept.items() if key not in METHODS})

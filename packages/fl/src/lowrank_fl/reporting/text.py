@@ -4,10 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+METHODS = ("model.method", "adapter.method")
+"""The keys whose values a label has first."""
+
 
 def label_of(method: str, swept: Mapping[str, Any]) -> str:
     """A run among others: its method and what else is swept, `fedpara, gamma 0.1`."""
-    others = (f"{key.rpartition('.')[2]} {value}" for key, value in swept.items() if key != "model.method")
+    others = (f"{key.rpartition('.')[2]} {value}" for key, value in swept.items() if key not in METHODS)
     return ", ".join([method, *others])
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def _find(message: Message, context: Context) -> "Resident":
     """The model of the run that the message belongs to, over this node's data.
 
-    The node's configuration may say where the data lie (`data-path`), what to train on (`device`) and where clients
-    keep what they know (`state-folder`).
+    The node's configuration may say where the data lie (`data-path`) and the run to start from (`model-start`), what
+    to train on (`device`) and where clients keep what they know (`state-folder`).
     """
     from lowrank_fl.data.cache import cache_folder
     from lowrank_fl.flower.app.settings import read_settings
@@ -29,6 +29,9 @@ def _find(message: Message, context: Context) -> "Resident":
     if "data-path" in node:
         data = config.data.model_copy(update={"path": str(node["data-path"])})
         config = config.model_copy(update={"data": data})
+    if "model-start" in node and config.model.start is not None:
+        model = config.model.model_copy(update={"start": str(node["model-start"])})
+        config = config.model_copy(update={"model": model})
     if "device" in node:
         config = config.model_copy(update={"device": str(node["device"])})
     if settings.states and "state-folder" not in node:

@@ -1,0 +1,111 @@
+"""The model of a finished run: read from its folder, and taken as the start of another."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from lowrank_core.adapters.inject import remove
+from lowrank_core.adapters.merge import merge
+from lowrank_core.errors import LowrankError
+from lowrank_core.files.tensors import read_tensors
+from lowrank_fl.config import AdapterConfig, ModelConfig
+from lowrank_fl.models.adapted import put_adapter
+from lowrank_fl.models.build import HEADS, build_model
+from lowrank_fl.state import state_of
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """model.json of a run.
+
+    Raises:
+        LowrankError: the folder holds no finished run, or its model.json is damaged.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        runs = sorted(child.name for child in folder.glob("*/") if (child / "model.json").is_file())
+        hint = f"name one of its runs, such as {folder / runs[0]}" if runs else "finish it with lowrank fl run --resume"
+        raise LowrankError(f"{folder} has no model.json, which a finished run has; {hint}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(folder, f"model.json is not JSON: {error}") from None
+    keys = ("model", "input_shape", "classes", "mean", "std", "white")
+    missing = [key for key in keys if not isinstance(description, dict) or key not in description]
+    if missing:
+        raise damaged(folder, f"model.json has no {missing[0]}")
+    return description
+
+
+def network_of(folder: Path, description: Mapping[str, Any]) -> nn.Module:
+    """The network that `model.json` describes, an adapter with it, with any weights."""
+    try:
+        config = ModelConfig.model_validate(description["model"])
+        adapter = AdapterConfig.model_validate(description.get("adapter") or {})
+    except ValidationError as error:
+        raise damaged(folder, error.errors()[0]["msg"]) from None
+    model, _ = build_model(config, tuple(description["input_shape"]), len(description["classes"]), seed=0)
+    if adapter.method is not None:
+        put_adapter(model, config.name, adapter, seed=0)
+    return model
+
+
+def fill(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the model all the values of `state_of`; raises LowrankError where names or shapes differ."""
+    if wrong := _first_difference(_shapes(state_of(model)), _shapes(tensors)):
+        raise damaged(folder, f"{wrong} is not as model.json has it")
+    model.load_state_dict(tensors, strict=False)
+
+
+def start_from(model: nn.Module, network: str, folder: Path) -> None:
+    """Give a model that has no adapter the weights of the run in `folder`, which is `model.start`.
+
+    The last layer keeps the values it has where that of the run has other names or shapes, as with other classes. An
+    adapter of that run is merged into its layers first.
+
+    Raises:
+        LowrankError: the folder holds no finished run, or any other weight differs in name or shape.
+    """
+    description = read_description(folder)
+    source = network_of(folder, description)
+    fill(folder, source, read_tensors(folder / "model.safetensors")[0])
+    if description.get("adapter"):
+        merge(source)
+        remove(source, keep_merged=True)
+    held = state_of(model)
+    head = f"{HEADS[network]}."
+    given, wanted = _shapes(state_of(source)), _shapes(held)
+    if {n: s for n, s in given.items() if n.startswith(head)} != {
+        n: s for n, s in wanted.items() if n.startswith(head)
+    }:
+        given, wanted = ({n: s for n, s in shapes.items() if not n.startswith(head)} for shapes in (given, wanted))
+    if wrong := _first_difference(wanted, given):
+        raise LowrankError(
+            f"model.start is {folder}, and {wrong} is {_said(given.get(wrong))} there and {_said(wanted.get(wrong))} "
+            f"in this run's network; set the keys of model as {folder / 'config.yaml'} has them, or start from "
+            "another run"
+        )
+    with torch.no_grad():
+        for name, tensor in state_of(source).items():
+            if name in given:
+                held[name].copy_(tensor)
+
+
+def damaged(folder: Path, reason: str) -> LowrankError:
+    return LowrankError(f"the model in {folder} cannot be used ({reason}); copy the run's folder again")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _first_difference(wanted: Mapping[str, object], held: Mapping[str, object]) -> str | None:
+    return next((name for name in sorted(wanted.keys() | held.keys()) if wanted.get(name) != held.get(name)), None)
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a number"
