@@ -15,11 +15,12 @@ from test_run import Watcher, rows_of
 
 from lowrank_core import LowrankError, UsageError
 from lowrank_fl.clients import examples_of, model_of, parts_of
-from lowrank_fl.config import AdapterConfig, FederationConfig, ModelConfig, StrategyConfig
+from lowrank_fl.config import AdapterConfig, EngineConfig, FederationConfig, ModelConfig, StrategyConfig
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.flops import Undrawn
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
+from lowrank_fl.flower.remote import resident_of
 from lowrank_fl.flower.rounds import train_rounds
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
@@ -372,6 +373,27 @@ def test_every_client_starts_from_the_other_runs_weights(started):
         assert torch.equal(held[f"{layer}.base.{last}" if name in adapted else name], tensor)
     after = load_file(started / "lora" / "model.safetensors")
     assert all(torch.equal(after[name], held[name]) for name in base_names(model))
+
+
+@pytest.mark.parametrize("start", ["null", "plain"])
+def test_nodes_make_the_frozen_weights_from_the_configuration(start, started, tmp_path):
+    settings = config(f"model.start={'null' if start == 'null' else started / start}")
+    resident = resident_of(settings.model_dump_json(), tmp_path)
+    model, _ = model_of(settings, examples_of(settings))
+    assert all(torch.equal(t, state_of(model)[name]) for name, t in state_of(resident.trainer.model).items())
+    assert not base_names(model) & resident.trainer.state.keys()
+
+
+@pytest.mark.slow
+def test_two_supernodes_give_the_bits_of_the_local_engine(started, tmp_path):
+    given = [f"model.start={started / 'plain'}", "rounds=1", "strategy.name=scaffold"]
+    run(personal("fedper", *given), tmp_path / "alone", Watcher())
+    settings = personal("fedper", *given)
+    engine = EngineConfig(kind="superlink", local_nodes=2)
+    run(settings.model_copy(update={"engine": engine}), tmp_path / "nodes", Watcher())
+    found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "nodes")]
+    assert found[0] == found[1]
+    assert (tmp_path / "nodes" / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", ["null", "lora"])

@@ -163,6 +163,12 @@ def test_a_client_finds_its_data_its_run_and_its_states_through_its_node(tmp_pat
     found, states = ask({}, run_config)
     assert (found.seed, found.data.path, found.device) == (3, None, "cpu")
     assert states == tmp_path / "cache" / "clients" / "made-1" / "3" / "clients"
+    # A node says where the run to start from lies, and not whether there is one.
+    assert ask({"model-start": "/mnt/start"}, run_config)[0].model.start is None
+    model = config.model.model_copy(update={"start": "/start"})
+    begun = write_settings(Settings(config.model_copy(update={"model": model}), "", "", "made-1"))
+    assert ask({"model-start": "/mnt/start"}, begun)[0].model.start == "/mnt/start"
+    assert ask({}, begun)[0].model.start == "/start"
     single = config.model_copy(update={"sweep": {}})
     submitted = write_settings(Settings(single, "", "/run", "made-1"))
     assert ask({}, submitted)[1] == Path("/run/clients")
