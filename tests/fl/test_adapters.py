@@ -17,6 +17,7 @@ from lowrank_core import LowrankError, UsageError
 from lowrank_fl.clients import examples_of, model_of, parts_of
 from lowrank_fl.config import AdapterConfig, EngineConfig, FederationConfig, ModelConfig, StrategyConfig
 from lowrank_fl.data.examples import Parts
+from lowrank_fl.data.rows import of_classes
 from lowrank_fl.flops import Undrawn
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
@@ -513,6 +514,13 @@ def test_a_class_that_is_not_there(wanted):
         f"data.classes names {said}, and digits has the classes 0 to 9, '0' to '9'; name some of these, by number or "
         "by name"
     )
+
+
+def test_classes_that_no_test_example_has():
+    examples = dataclasses.replace(small_examples(), test_labels=torch.zeros(30, dtype=torch.int64))
+    with pytest.raises(LowrankError) as caught:
+        of_classes(examples, ["b", 2])
+    assert str(caught.value) == "no test example of bright is of the classes ['b', 2] (data.classes); add some"
 
 
 # What is refused, and what a report says.
