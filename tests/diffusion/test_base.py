@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lowrank_core import LowrankError
-from lowrank_diffusion import base as module
 from lowrank_diffusion.base import base_folder, check_sdxl, identity_of, load_base
 from lowrank_diffusion.config import BaseConfig
 
@@ -68,14 +67,6 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(LowrankError, match=r"which is a file; give a diffusers folder"):
         base_folder(str(tmp_path / "model.safetensors"), None, silent)
-
-
-def test_tiny_without_its_weights_says_how_to_make_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_TINY", tmp_path)
-    with pytest.raises(LowrankError, match=r"make them with python -m lowrank_diffusion.tiny.pretrain"):
-        base_folder("tiny", None, silent)
-    (tmp_path / "model_index.json").touch()
-    assert base_folder("tiny", None, silent) == tmp_path
 
 
 @pytest.mark.slow
