@@ -65,10 +65,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    about = machine()
-    if arguments.device == "cuda":
-        about["gpu"] = torch.cuda.get_device_name()
-    print(describe(about) + (f" · {about['gpu']}" if "gpu" in about else ""))
+    about = machine(arguments.device)
+    print(describe(about))
     cases = [(shape, rank) for shape in arguments.shapes for rank in arguments.ranks]
     record: dict[str, Any] = {"machine": about, "arguments": vars(arguments), "cases": []}
     for shape, rank in cases:

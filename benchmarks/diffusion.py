@@ -47,10 +47,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    about = machine()
-    if arguments.device == "cuda":
-        about["gpu"] = torch.cuda.get_device_name()
-    print(describe(about) + (f" · {about['gpu']}" if "gpu" in about else ""))
+    about = machine(arguments.device)
+    print(describe(about))
     record: dict[str, Any] = {"machine": about, "arguments": vars(arguments), "cases": []}
     for name in arguments.cases:
         base = _frozen(name, arguments)

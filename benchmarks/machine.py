@@ -14,9 +14,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine() -> dict[str, str | int]:
-    """CPU, cores, versions and date."""
-    return {
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """CPU, cores, versions and date; the GPU too where `device` is cuda."""
+    about: dict[str, str | int] = {
         "cpu": _cpu(),
         "cores": cores(),
         "system": platform.platform(),
@@ -24,11 +24,17 @@ def machine() -> dict[str, str | int]:
         "torch": version("torch"),
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
     }
+    if device == "cuda":
+        import torch
+
+        about["gpu"] = torch.cuda.get_device_name()
+    return about
 
 
 def describe(about: dict[str, str | int]) -> str:
     """One line for the top of a table."""
-    return "{cpu}, {cores} cores · {system} · Python {python} · torch {torch} · {date}".format(**about)
+    line = "{cpu}, {cores} cores · {system} · Python {python} · torch {torch} · {date}".format(**about)
+    return f"{line} · {about['gpu']}" if "gpu" in about else line
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

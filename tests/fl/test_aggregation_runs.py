@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cases import equal_parts, how, small_examples
 from safetensors.numpy import load_file
-from test_resume import results, weights
+from test_resume import Killed, results, weights
 from test_run import Watcher
 from torch import nn
 
@@ -121,14 +121,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, kind, more):
     settings = config(kind, "rounds=4", *more)
     run(settings, whole, Watcher())
 
-    class Stop(Watcher):
-        def round_ended(self, row):
-            super().round_ended(row)
-            if row.round == 2:
-                raise SystemError("as if killed")
-
     with pytest.raises(SystemError):
-        run(settings, stopped, Stop())
+        run(settings, stopped, Killed(after=2))
     resume(stopped, Watcher())
     assert weights(stopped) == weights(whole)
     assert results(stopped) == results(whole)

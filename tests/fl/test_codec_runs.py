@@ -1,7 +1,7 @@
 """Whole runs with codecs: the same bits however they are carried out, what a plan says, what they cost in quality."""
 
 import pytest
-from test_resume import results, weights
+from test_resume import Killed, results, weights
 from test_run import Watcher
 
 from lowrank_fl.load import load_config
@@ -36,14 +36,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, up, down, more
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(config(up, down, *more), whole, Watcher())
 
-    class Stop(Watcher):
-        def round_ended(self, row):
-            super().round_ended(row)
-            if row.round == 2:
-                raise SystemError("as if killed")
-
     with pytest.raises(SystemError):
-        run(config(up, down, *more), stopped, Stop())
+        run(config(up, down, *more), stopped, Killed(after=2))
     resume(stopped, Watcher())
     assert weights(stopped) == weights(whole)
     assert results(stopped) == results(whole)

@@ -30,6 +30,19 @@ def config(*more: str, **flags):
     return load_config("quickstart", [*SMALL, *quick, *more], **flags)
 
 
+class Killed(Watcher):
+    """Ends a run after a round with no time to tidy up, as a kill does."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def round_ended(self, row):
+        super().round_ended(row)
+        if row.round == self.after:
+            raise SystemError("as if killed")
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 

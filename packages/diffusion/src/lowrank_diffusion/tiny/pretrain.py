@@ -4,6 +4,7 @@ import argparse
 import copy
 import math
 import random
+import string
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ def drawn(rng: random.Random, size: int) -> Batch:
 
 def _with_made_up_words(rng: random.Random, caption: str) -> str:
     """Shapes called by words that mean nothing, so that a word which is not known leaves the others readable."""
-    made_up = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 8))) for _ in SHAPES]
-    return " ".join(made_up[list(SHAPES).index(word)] if word in SHAPES else word for word in caption.split(" "))
+    made_up = {shape: "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8))) for shape in SHAPES}
+    return " ".join(made_up.get(word, word) for word in caption.split(" "))
 
 
 def train_vae(vae: Any, steps: int, rng: random.Random) -> None:
@@ -110,6 +111,7 @@ def train_denoiser(pipeline: Any, steps: int, pool: int, rng: random.Random, fol
     networks: list[nn.Module] = [pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2]
     averaged = copy.deepcopy(pipeline)
     averages = [*averaged.unet.parameters(), *averaged.text_encoder.parameters(), *averaged.text_encoder_2.parameters()]
+    trained = [parameter for network in networks for parameter in network.parameters()]
     batches = [_encoded(pipeline, drawn(rng, 16)) for _ in range(pool)]
     optimizer, schedule = _optimizer(networks, 1e-3, steps)
     noise_schedule: Any = training_noise()
@@ -127,8 +129,7 @@ def train_denoiser(pipeline: Any, steps: int, pool: int, rng: random.Random, fol
         loss = F.mse_loss(predicted, noise)
         _descend(loss, networks, optimizer, schedule)
         with torch.no_grad():
-            now = [parameter for network in networks for parameter in network.parameters()]
-            for average, parameter in zip(averages, now, strict=True):
+            for average, parameter in zip(averages, trained, strict=True):
                 # Forgets its beginning.
                 average.lerp_(parameter, max(1e-3, 1 / (number + 1) ** 0.75))
         if step(loss.item()):

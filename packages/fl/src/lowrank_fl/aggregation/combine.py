@@ -35,13 +35,13 @@ class FactorAggregation:
     def __init__(self, config: AggregationConfig, model: nn.Module, threads: int = 1) -> None:
         self.config, self.threads = config, threads
         self.weights = factorized_weights(model)
-        names = [trained_in_turn(model, turn) for turn in range(turns(model))]
-        self._returned = names if config.kind == "one-factor" else None
+        count = turns(model) if config.kind == "one-factor" else 0
+        self._returned = [trained_in_turn(model, turn) for turn in range(count)]
 
     @property
     def turns(self) -> int:
         """After so many rounds clients train, and send, the same names again."""
-        return len(self._returned) if self._returned else 1
+        return max(1, len(self._returned))
 
     def turn(self, number: int) -> int | None:
         """The turn of that round, the first being round 1; None where every round trains everything."""
@@ -49,7 +49,8 @@ class FactorAggregation:
 
     def returned(self, number: int) -> frozenset[str] | None:
         """The names of what clients train and send in that round; None for everything they got."""
-        return self._returned[(number - 1) % len(self._returned)] if self._returned else None
+        turn = self.turn(number)
+        return None if turn is None else self._returned[turn]
 
     def combine(self, sent: Arrays, trained: Sequence[tuple[int, Arrays]]) -> Found:
         """Look at the clients' models, and under `refit` find better factors than their mean.

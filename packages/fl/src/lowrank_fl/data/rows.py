@@ -37,11 +37,8 @@ def of_classes(examples: Examples, classes: Sequence[int | str]) -> Examples:
     """The training and test examples of these classes alone, by number or by name; labels keep their numbers.
 
     Raises:
-    ------
-    UsageError
-        For a class that the data set does not have.
-    LowrankError
-        When there are test examples, and none of them is of these classes.
+        UsageError: the data set does not have one of these classes.
+        LowrankError: there are test examples, and none of them is of these classes.
     """
     numbers: list[int] = []
     for wanted in classes:
