@@ -20,12 +20,14 @@ def write_run(
     client_bytes: int = 1_000_000,
     params: tuple[int, int, int] = (100, 100, 1000),
     seconds: float = 10.0,
+    gaps: tuple[tuple[float, float | None], ...] | None = None,
     whole: bool = True,
     interrupted: bool = False,
 ) -> Path:
     """A run that finished a round for each accuracy; every client of a round moved `client_bytes`, half of them up.
 
     params: the model's, the transferred and the original's.
+    gaps: of each round the aggregation gap, and what a refit leaves of it.
     whole: the configuration asks for as many rounds as there are accuracies.
     interrupted: without a summary, as a killed run leaves its folder.
     """
@@ -39,6 +41,11 @@ def write_run(
         RoundRow(n, value, 1.0, 1.0, up, down, up + down, seconds, list(range(clients)), worst_accuracy=worst)
         for n, value in enumerate(accuracies, 1)
     ]
+    if gaps is not None:
+        rows = [
+            dataclasses.replace(row, aggregation_gap=gap, refit_residual=left)
+            for row, (gap, left) in zip(rows, gaps, strict=True)
+        ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     if not interrupted:
         summary = RunSummary(

@@ -158,3 +158,30 @@ def test_a_run_that_was_killed_is_marked_and_its_sizes_are_unknown(tmp_path):
     (cells,) = measured(groups_in(tmp_path), (2,))
     assert cells["run"] == "fedpara (unfinished: 2 of 9 rounds)"
     assert cells["params"] == "-"
+
+
+def test_methods_are_held_against_each_other_at_the_bytes_of_the_cheapest(tmp_path):
+    write_run(tmp_path / "1 dear", "mnist", "rounds=3", accuracies=(0.5, 0.6, 0.7), client_bytes=1_000_000)
+    write_run(
+        tmp_path / "2 cheap", "mnist", "rounds=3", "model.gamma=0.5", accuracies=(0.4, 0.5, 0.65), client_bytes=703_333
+    )
+    write_run(tmp_path / "3 short", "mnist", "rounds=1", "model.gamma=0.9", accuracies=(0.9,), client_bytes=50_000_000)
+    dear, cheap, short = measured(groups_in(tmp_path), ())
+    # Three rounds of ten clients at 703,333 bytes, up to three digits; the dear one ends its second below that.
+    column = "accuracy at 21.1 MB, %"
+    assert (dear[column], cheap[column], short[column]) == ("60.00", "65.00", "-")
+
+
+def test_there_is_no_such_column_where_all_sent_as_much_or_nothing_was_sent(tmp_path):
+    write_run(tmp_path / "a", client_bytes=1_000_000)
+    write_run(tmp_path / "b", "mnist", "model.gamma=0.5", client_bytes=1_000_100)
+    assert not any("accuracy at" in column for column in measured(groups_in(tmp_path), ())[0])
+    write_run(tmp_path / "c", "mnist", "model.gamma=0.9", client_bytes=0)
+    assert not any("accuracy at" in column for column in measured(groups_in(tmp_path), ())[0])
+
+
+def test_the_gap_is_the_mean_over_rounds_of_what_is_left_of_it(tmp_path):
+    write_run(tmp_path / "a", accuracies=(0.5, 0.6), gaps=((0.1, None), (0.3, None)))
+    write_run(tmp_path / "b", "mnist", "aggregation.kind=refit", gaps=((0.4, 0.01), (0.4, 0.03)))
+    write_run(tmp_path / "c", "mnist", "model.gamma=0.5")
+    assert [row["gap, % of a step"] for row in measured(groups_in(tmp_path), ())] == ["20.0", "2.00", "-"]

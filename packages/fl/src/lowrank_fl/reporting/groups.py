@@ -66,6 +66,7 @@ class Group:
             "transferred_params": summary.transferred_params if summary else None,
             "original_params": summary.original_params if summary else None,
             "total_bytes": self.total_bytes(),
+            "aggregation_gap": gap.as_tree() if (gap := self.aggregation_gap()) else None,
             "codec": {way: self.essence[f"codec.{way}"] for way in ("up", "down")},
             "seconds_at_mbps": {f"{rate:g}": self.seconds_at(rate).mean for rate in rates},
             "run_dirs": [str(run.path) for run in self.runs],
@@ -94,6 +95,20 @@ class Group:
     def bytes_to(self, accuracy: float) -> Interval | None:
         """Until a round is first that accurate; None where a seed never is."""
         return _all([bytes_to_reach(run.rows, accuracy) for run in self.runs])
+
+    def accuracy_within(self, budget: int) -> Interval | None:
+        """After the last round that ends within so many bytes; None where a seed has no such round or ends before it
+        has sent nearly as much, one more round of its last one's size.
+        """
+        return _all([_accuracy_within(run.rows, budget) for run in self.runs])
+
+    def aggregation_gap(self) -> Interval | None:
+        """What the server's mean was off by in a round, after a refit if there was one; the mean over rounds."""
+        left = [
+            [row.refit_residual if row.refit_residual is not None else row.aggregation_gap for row in run.rows]
+            for run in self.runs
+        ]
+        return _all([fmean(known) if (known := [gap for gap in gaps if gap is not None]) else None for gaps in left])
 
     def rounds_to(self, accuracy: float) -> Interval | None:
         """Likewise in rounds."""
@@ -160,6 +175,13 @@ def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
             said = f"{section} {last}" if section in ("codec", "adapter") else last
             names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
     return ", ".join(names)
+
+
+def _accuracy_within(rows: Sequence[RoundRow], budget: int) -> float | None:
+    spent = list(accumulate(row.total_bytes for row in rows))
+    inside = [row.accuracy for row, sent in zip(rows, spent, strict=True) if sent <= budget]
+    enough = spent[-1] + rows[-1].total_bytes > budget
+    return inside[-1] if inside and enough else None
 
 
 def _all(values: Sequence[float | None]) -> Interval | None:

@@ -51,6 +51,8 @@ def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, 
     target = common_target(groups)
     has_worst = any(group.worst_accuracy() is not None for group in groups)
     has_codec = any(_codec(group) != "none" for group in groups)
+    has_gap = any(group.aggregation_gap() is not None for group in groups)
+    budget = common_budget(groups)
     rows: list[dict[str, str]] = []
     for group in groups:
         summary, worst = group.summary, group.worst_accuracy()
@@ -68,8 +70,15 @@ def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, 
         )
         if has_codec:
             cells["codec up/down"] = _codec(group)
+        if has_gap:
+            gap = group.aggregation_gap()
+            cells["gap, % of a step"] = three_digits(100 * gap.mean) if gap else "-"
         reached, rounds = group.bytes_to(target / 100), group.rounds_to(target / 100)
         cells["MB total"] = three_digits(group.total_bytes() / 1e6)
+        if budget is not None:
+            within = group.accuracy_within(budget)
+            name = f"accuracy at {three_digits(budget / 1e6)} MB, %"
+            cells[name] = with_interval(within.scaled(100), 2) if within else "-"
         cells[f"MB to {target} %"] = three_digits(reached.mean / 1e6) if reached else "never"
         cells[f"rounds to {target} %"] = f"{rounds.mean:.4g}" if rounds else "never"
         for rate in rates:
@@ -84,6 +93,18 @@ def common_target(groups: Sequence[Group]) -> int:
     runs = [run for group in groups if group.rounds == longest for run in group.runs]
     # 0.29 * 100 is a little below 29.
     return math.floor(100 * min(max(row.accuracy for row in run.rows) for run in runs) + 1e-9)
+
+
+def common_budget(groups: Sequence[Group]) -> int | None:
+    """The bytes that the cheapest of these runs sent, rounded up to three digits; None where all sent as much or one
+    sent nothing. Runs that trained for fewer rounds count too: they may have been meant to send as much.
+    """
+    totals = {three_digits(group.total_bytes() / 1e6) for group in groups if group.finished}
+    least = min((group.total_bytes() for group in groups if group.finished), default=0)
+    if len(totals) < 2 or not least:
+        return None
+    step = 10 ** (math.floor(math.log10(least)) - 2)
+    return math.ceil(least / step) * step
 
 
 def _codec(group: Group) -> str:
