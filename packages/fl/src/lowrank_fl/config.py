@@ -80,11 +80,15 @@ class ModelConfig(Section):
     """W = tanh(W1) * tanh(W2) (FedPara, appendix B)."""
     jacobian_lambda: NumberFromZero = 0.0
     """Weight of the Jacobian correction, Eq. 9 (0: none)."""
+    hybrid: Annotated[int, Field(ge=0)] = 0
+    """So many of the layers that would become factors, the first ones, stay as they are: the hybrid network of
+    Pufferfish (Wang et al., 2021, https://arxiv.org/abs/2103.03936)."""
     width: PositiveInt = 32
     """Channels of the small CNN's first convolution, or the hidden units of the MLP."""
     start: str | None = None
     """The folder of a finished run, whose weights every client starts from. An adapter in that run is merged into its
-    layers; the last layer is drawn anew where its shape differs. Everything is drawn from the seed when not given."""
+    layers; weights that are factors here and were not there are cut off their SVD, under `svd` alone; the last layer is
+    drawn anew where its shape differs. Everything is drawn from the seed when not given."""
 
     @model_validator(mode="after")
     def _one_rank_rule(self) -> "ModelConfig":

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lowrank_core.adapters.inject import remove
 from lowrank_core.adapters.merge import merge
 from lowrank_core.errors import LowrankError
+from lowrank_core.factorizations import Svd
 from lowrank_core.files.tensors import read_tensors
+from lowrank_core.layers import FactorizedWeight
 from lowrank_fl.config import AdapterConfig, ModelConfig
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import HEADS, build_model
@@ -65,7 +67,8 @@ def start_from(model: nn.Module, network: str, folder: Path) -> None:
     """Give a model that has no adapter the weights of the run in `folder`, which is `model.start`.
 
     The last layer keeps the values it has where that of the run has other names or shapes, as with other classes. An
-    adapter of that run is merged into its layers first.
+    adapter of that run is merged into its layers first. A weight that the run had whole becomes the nearest factors of
+    method `svd`, as after Pufferfish's warm-up (Wang et al., 2021, Algorithm 1).
 
     Raises:
         LowrankError: the folder holds no finished run, or any other weight differs in name or shape.
@@ -77,8 +80,9 @@ def start_from(model: nn.Module, network: str, folder: Path) -> None:
         merge(source)
         remove(source, keep_merged=True)
     held = state_of(model)
+    given_tensors = _split_by_svd(state_of(source), model)
     head = f"{HEADS[network]}."
-    given, wanted = _shapes(state_of(source)), _shapes(held)
+    given, wanted = _shapes(given_tensors), _shapes(held)
     if {n: s for n, s in given.items() if n.startswith(head)} != {
         n: s for n, s in wanted.items() if n.startswith(head)
     }:
@@ -90,9 +94,29 @@ def start_from(model: nn.Module, network: str, folder: Path) -> None:
             "another run"
         )
     with torch.no_grad():
-        for name, tensor in state_of(source).items():
+        for name, tensor in given_tensors.items():
             if name in given:
                 held[name].copy_(tensor)
+
+
+def _split_by_svd(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors with factors in place of the whole weights that are factors of an SVD in `model`.
+
+    The roots of the singular values go to both sides, so that steps of one length suit both; λ is 1.
+    """
+    found = dict(tensors)
+    for name, module in model.named_modules():
+        if not isinstance(module, FactorizedWeight) or not isinstance(module.factorization, Svd) or name not in found:
+            continue
+        left, values, right = torch.linalg.svd(found.pop(name).flatten(1).double(), full_matrices=False)
+        roots = values[: module.rank].sqrt()
+        factors = {
+            "left": left[:, : module.rank] * roots,
+            "values": torch.ones_like(roots),
+            "right": roots[:, None] * right[: module.rank],
+        }
+        found |= {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
+    return found
 
 
 def damaged(folder: Path, reason: str) -> LowrankError:

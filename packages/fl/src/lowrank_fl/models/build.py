@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from lowrank_core import FactorizeReport, Gamma, LowrankError, factorize
+from lowrank_core.candidates import find_candidates, select
+from lowrank_core.errors import UsageError
 from lowrank_core.ranks import RankRule
 from lowrank_fl.config import ModelConfig
 
@@ -52,7 +54,7 @@ def build_model(
     Every call with the same arguments gives the same bits; torch's global random state is left as it was.
 
     Raises:
-        LowrankError: the model does not read inputs of that shape.
+        LowrankError: the model does not read inputs of that shape, or `hybrid` leaves nothing to factorize.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,6 +62,15 @@ def build_model(
         if config.method == "original":
             return model, None
         exceptions = EXCEPTIONS[config.name]
+        exclude = exceptions.exclude
+        if config.hybrid:
+            would_be, _ = select(find_candidates(model)[0], ("*",), exclude)
+            if config.hybrid >= len(would_be):
+                raise UsageError(
+                    f"model.hybrid is {config.hybrid}, and {config.name} has {len(would_be)} layers that would become "
+                    f"factors; keep fewer of them whole, or set model.method=original"
+                )
+            exclude += tuple(candidate.name for candidate in would_be[: config.hybrid])
         has_rule = any(rule is not None for rule in (config.gamma, config.ratio, config.rank, config.budget))
         report = factorize(
             model,
@@ -68,8 +79,8 @@ def build_model(
             ratio=config.ratio,
             rank=config.rank,
             budget=config.budget,
-            exclude=exceptions.exclude,
-            exceptions=exceptions.rules,
+            exclude=exclude,
+            exceptions={name: rule for name, rule in exceptions.rules.items() if name not in exclude},
             init=config.init,
             # tanh is FedPara's alone, so that a sweep over methods can share one config.
             tanh=config.tanh and config.method == "fedpara",

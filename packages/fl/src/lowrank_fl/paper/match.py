@@ -35,14 +35,15 @@ _ADAPTIVE_SERVER_LR = 0.01
 
 # Runs that differ here are other experiments; in all else they are the paper's experiment, not quite repeated.
 _IDENTITY = frozenset(
-    {"model.name", "model.width", "model.method", "model.init", "partition.kind", "partition.classes_per_client"}
+    {"model.name", "model.width", "model.method", "model.init", "model.hybrid", "model.start"}
+    | {"partition.kind", "partition.classes_per_client", "data.classes"}
     | {"partition.train_share", "partition.held_out", "strategy.name", "personalization", "codec.up", "codec.down"}
     | {"aggregation.kind", "adapter.method", "adapter.rank", "adapter.target", "adapter.head"}
-    | {"model.start", "data.classes"}
     | set(_RANK_RULES)
 )
 _SIZE_KEYS = frozenset(
-    {"data.name", "model.name", "model.width", "model.method", "personalization", "adapter.method", *_RANK_RULES}
+    {"data.name", "model.name", "model.width", "model.method", "model.hybrid", "personalization", "adapter.method"}
+    | set(_RANK_RULES)
 )
 
 
@@ -63,7 +64,7 @@ def essence(config: RunConfig) -> dict[str, Any]:
     kind, method, strategy = config.personalized, config.model.method, config.strategy.name
     dropped = set(_IRRELEVANT)
     if method == "original":
-        dropped |= {"model.init", *_RANK_RULES}
+        dropped |= {"model.init", "model.hybrid", *_RANK_RULES}
     elif all(flat[rule] is None for rule in _RANK_RULES):
         flat["model.gamma"] = DEFAULT_GAMMA
     if config.adapter.method is None:
