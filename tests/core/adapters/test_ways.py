@@ -78,6 +78,21 @@ def test_every_way_has_the_plain_formulas_values_and_gradients(layer: str, name:
         torch.testing.assert_close(alone, expected - module(x), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("layer", "name"), list(itertools.product(["linear", "conv2d"], FORMS)))
+def test_what_follows_may_work_in_place(layer: str, name: str) -> None:
+    form = FORMS[name]
+    module, geometry, x, factors = case(layer, form, torch.float64)
+    inputs = [x, x[0]] if layer == "linear" else [x]
+    for given in inputs:
+        expected = plain(module, geometry, form, given, factors).relu()
+        wanted = torch.autograd.grad(expected.sum(), [*factors.values()])
+        for way in possible_ways(form, factors, geometry, x.dtype):
+            out = adapted(given, module.weight, module.bias, form, factors, SCALE, geometry, way=way).relu_()
+            gradients = torch.autograd.grad(out.sum(), [*factors.values()])
+            for got, want in zip([out, *gradients], [expected, *wanted], strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_pictures_may_be_channels_last(name: str) -> None:
     form = FORMS[name]

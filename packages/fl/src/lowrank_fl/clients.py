@@ -1,18 +1,21 @@
 """A run's examples, who holds them, its model and how it is trained, from the configuration alone."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from torch import nn
 
-from lowrank_core import FactorizeReport, LowrankError
-from lowrank_fl.config import RunConfig
+from lowrank_core import FactorizeReport, LowrankError, UsageError
+from lowrank_fl.config import NETWORKS, RunConfig
 from lowrank_fl.data import load_examples, partition_examples
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.data.rows import kept_rows, of_classes
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model
+from lowrank_fl.models.pretrained import TORCHVISION, pixel_statistics
 from lowrank_fl.saved_model import start_from
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import personalization_of
@@ -21,7 +24,27 @@ from lowrank_fl.training import LocalTraining
 
 def examples_of(config: RunConfig) -> Examples:
     """The data set that `config` names, whole; raises LowrankError where it cannot be had."""
+    examples = _chosen(config)
+    if config.model.name in NETWORKS or examples.is_text:
+        return examples
+    # As the network that others have trained saw pictures.
+    channels, units = examples.input_shape[0], examples.white
+    mean, std = (
+        tuple(units * value for value in (values if channels == 3 else [fmean(values)] * channels))
+        for values in pixel_statistics(config.model.name)
+    )
+    return replace(examples, mean=mean, std=std)
+
+
+def _chosen(config: RunConfig) -> Examples:
     seed, data = derive_seed(config.seed, "data"), config.data
+    if data.text_key is not None:
+        if config.model.name in NETWORKS or config.model.name.startswith(TORCHVISION):
+            raise UsageError(
+                f"data.text_key is {data.text_key!r}, and model.name {config.model.name} does not read tokens; give a "
+                "folder with a classifier of texts as transformers saves it"
+            )
+        data = data.model_copy(update={"tokenizer": data.tokenizer or config.model.name})
     if data.classes is None:
         examples = load_examples(data, config.partition, seed)
     else:

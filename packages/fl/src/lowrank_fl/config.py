@@ -1,6 +1,8 @@
 """A federated run as data: every key of a run's YAML file, its type, its bounds and its default."""
 
 import re
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -12,12 +14,26 @@ Kind = Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetu
 
 NumberFromZero = Annotated[float, Field(ge=0)]
 
+NETWORKS = ("cnn", "mlp", "vgg16", "resnet18", "lstm")
+"""Our own; other networks come from torchvision or from a folder of transformers."""
+
 
 def check_path_name(name: str) -> str:
     """The name, which is to be a folder's on this machine and others; raises ValueError where it is not fit for it."""
     if not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]+", name):
         raise ValueError(f"becomes a folder's name and takes letters, digits, '.', '_' and '-' alone, got {name!r}")
     return name
+
+
+def check_network(name: str) -> str:
+    """The name, which is to be that of a network; raises ValueError where it cannot be."""
+    if name in NETWORKS or name.startswith("torchvision:") or "/" in name or Path(name).is_dir():
+        return name
+    nearest = get_close_matches(name, NETWORKS, n=1)
+    raise ValueError(
+        f"is {', '.join(NETWORKS)}, torchvision:NAME, or a folder that transformers has saved, got {name!r}"
+        + (f"; nearest: {nearest[0]}" if nearest else "")
+    )
 
 
 class Section(BaseModel):
@@ -36,6 +52,12 @@ class DataConfig(Section):
     """The image column; found by its feature type when not given."""
     label_key: str | None = None
     """The label column; found by its feature type when not given."""
+    text_key: str | None = None
+    """The text column, of a data set of texts."""
+    tokenizer: str | None = None
+    """The folder with the tokenizer that makes them numbers; `model.name` if not given."""
+    max_tokens: PositiveInt = 128
+    """Texts are cut after so many tokens."""
     max_examples: PositiveInt | None = None
     """Train on the first so many examples after a seeded shuffle; everything when not given."""
     max_test_examples: PositiveInt | None = None
@@ -65,7 +87,14 @@ class PartitionConfig(Section):
 class ModelConfig(Section):
     """Which network, and how its weights are written as factors."""
 
-    name: Literal["cnn", "mlp", "vgg16", "resnet18", "lstm"] = "cnn"
+    name: Annotated[str, AfterValidator(check_network)] = "cnn"
+    """One of `NETWORKS`, `torchvision:NAME`, or a folder with a classifier of pictures or texts as transformers saves
+    it; these two bring weights of their own, and their last layer is drawn anew where it is of other classes."""
+    pretrained: bool = True
+    """Of the two: take their weights; drawn from the seed otherwise."""
+    pixels: PositiveInt | None = None
+    """Of the two: scale pictures to so many pixels a side, inside the network; to what a folder's config.json says, or
+    not at all, if not given."""
     method: Method = "fedpara"
     gamma: Fraction | None = None
     """The paper's rank rule: 0 is the smallest rank without a rank limit, 1 the original's size."""
@@ -95,6 +124,15 @@ class ModelConfig(Section):
         given = [key for key in ("gamma", "ratio", "rank", "budget") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"takes one rank rule, got {' and '.join(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_kept(self) -> "ModelConfig":
+        if self.name not in NETWORKS and self.pretrained and self.method != "original":
+            raise ValueError(
+                f"method {self.method} draws factors in place of the weights that {self.name} brings; set "
+                "model.method=original, which an adapter needs too, or model.pretrained=false"
+            )
         return self
 
 

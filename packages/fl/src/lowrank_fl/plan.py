@@ -239,7 +239,8 @@ def _data_shape(config: RunConfig) -> DataShape:
 def _build(config: RunConfig, data: DataShape) -> tuple[nn.Module, FactorizeReport | None]:
     """The run's network with any values: its own initialisation would take VGG16 seconds."""
     with torch.device("meta"), Undrawn():
-        model, report = build_model(config.model, data.input_shape, data.classes, seed=0)
+        own = config.model.model_copy(update={"pretrained": False})
+        model, report = build_model(own, data.input_shape, data.classes, seed=0)
         if config.adapter.method is not None:
             report = put_adapter(model, config.model.name, config.adapter, seed=0)
     state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}

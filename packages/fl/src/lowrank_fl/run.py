@@ -178,7 +178,14 @@ class _DataCache:
     def load(self, config: RunConfig) -> Examples:
         subset = config.data.max_examples or config.data.max_test_examples
         partition = config.partition
-        key = (config.data, partition.kind, partition.id_column, partition.held_out > 0, subset and config.seed)
+        key = (
+            config.data,
+            config.model.name,
+            partition.kind,
+            partition.id_column,
+            partition.held_out > 0,
+            subset and config.seed,
+        )
         if self._examples is None or key != self._key:
             self._examples = examples_of(config)
             self._key = key

@@ -17,7 +17,7 @@ from lowrank_core.files.tensors import read_tensors
 from lowrank_core.layers import FactorizedWeight
 from lowrank_fl.config import AdapterConfig, ModelConfig
 from lowrank_fl.models.adapted import put_adapter
-from lowrank_fl.models.build import HEADS, build_model
+from lowrank_fl.models.build import build_model, head_of
 from lowrank_fl.state import state_of
 
 
@@ -50,6 +50,8 @@ def network_of(folder: Path, description: Mapping[str, Any]) -> nn.Module:
         adapter = AdapterConfig.model_validate(description.get("adapter") or {})
     except ValidationError as error:
         raise damaged(folder, error.errors()[0]["msg"]) from None
+    # Their weights are in the run's own file.
+    config = config.model_copy(update={"pretrained": False})
     model, _ = build_model(config, tuple(description["input_shape"]), len(description["classes"]), seed=0)
     if adapter.method is not None:
         put_adapter(model, config.name, adapter, seed=0)
@@ -81,7 +83,7 @@ def start_from(model: nn.Module, network: str, folder: Path) -> None:
         remove(source, keep_merged=True)
     held = state_of(model)
     given_tensors = _split_by_svd(state_of(source), model)
-    head = f"{HEADS[network]}."
+    head = f"{head_of(network, model)}."
     given, wanted = _shapes(given_tensors), _shapes(held)
     if {n: s for n, s in given.items() if n.startswith(head)} != {
         n: s for n, s in wanted.items() if n.startswith(head)

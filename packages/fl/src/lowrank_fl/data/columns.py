@@ -27,6 +27,20 @@ def image_column(features: Any, key: str | None) -> str:
     return found[0]
 
 
+def text_column(features: Any, key: str) -> str:
+    """The column of texts, `key`.
+
+    Raises:
+    ------
+    UsageError
+        When `key` is no column, or none of texts.
+    """
+    kind = str(getattr(features[_existing(features, key, "data.text_key")], "dtype", ""))
+    if not kind.endswith("string"):
+        raise UsageError(f"data.text_key names {key!r}, which holds no texts; the columns are {_described(features)}")
+    return key
+
+
 def label_column(features: Any, key: str | None, name: str) -> str:
     """The column of labels: `key`, or the one column of type ClassLabel.
 

@@ -17,7 +17,7 @@ class Examples:
 
     name: str
     inputs: Tensor
-    """uint8, `(n, channels, height, width)` pixels or `(n, characters)` symbol numbers."""
+    """uint8, `(n, channels, height, width)` pixels or `(n, characters)` symbol numbers; int32 `(n, tokens)`."""
     labels: Tensor
     """int64, `(n,)`."""
     test_inputs: Tensor

@@ -1,4 +1,4 @@
-"""Image classification data sets in Hugging Face's form: a local folder, or a hub id."""
+"""Image and text classification data sets in Hugging Face's form: a local folder, or a hub id."""
 
 import re
 from collections.abc import Iterator
@@ -11,12 +11,13 @@ import numpy as np
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.cache import logger
-from lowrank_fl.data.columns import image_column, label_column, maker_column
+from lowrank_fl.data.columns import image_column, label_column, maker_column, text_column
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.data.labels import number_classes
 from lowrank_fl.data.pictures import PictureRows, decode_splits
 from lowrank_fl.data.pixels import picture_examples
 from lowrank_fl.data.rows import held_out, kept_rows
+from lowrank_fl.data.texts import text_examples
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # How the reader says that a split has no rows.
@@ -28,7 +29,7 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
 
     The test examples are the split `test`, else `validation`, else every fifth training example
     of each class; none of the last where clients hold examples out themselves. Classes are those
-    that occur in training.
+    that occur in training. With `data.text_key` the inputs are the tokens of texts, `(n, tokens)`.
 
     Raises:
     ------
@@ -41,7 +42,8 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
     splits = _read(data.path)
     train, test = _train_and_test(splits, data.path)
     features = splits[train].features
-    image = image_column(features, data.image_key)
+    text = None if data.text_key is None else text_column(features, data.text_key)
+    column = image_column(features, data.image_key) if text is None else text
     label = label_column(features, data.label_key, data.name)
     maker = maker_column(features, partition.id_column) if partition.kind == "natural" else None
     names = getattr(features[label], "names", None)
@@ -62,19 +64,24 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
         logger.info("%s has no test split: every fifth example of each class is held out for testing", data.path)
     train_rows = train_rows[kept_rows(len(train_rows), data.max_examples, seed)]
 
-    pixels, test_pixels = decode_splits(
-        [
-            PictureRows(_undecoded(splits, split, image, data.path), image, split, rows, data.path)
-            for split, rows in ((train, train_rows), (test, test_rows))
-        ]
-    )
     groups = None
     if maker is not None:
         # Objects, because an array of fixed-width text takes as much for "a" as for the longest name.
         groups = np.array([str(value) for value in _values(splits, train, maker, data.path)], dtype=object)[train_rows]
-    return picture_examples(
-        data.name, (pixels, train_labels[train_rows]), (test_pixels, test_labels[test_rows]), classes, groups
+    kept = ((train, train_rows), (test, test_rows))
+    train_labels, test_labels = train_labels[train_rows], test_labels[test_rows]
+    if text is not None:
+        texts = [
+            [str(value) for value in _select(splits, split, column, data.path)[rows][column]] for split, rows in kept
+        ]
+        return text_examples(data, (texts[0], train_labels), (texts[1], test_labels), classes, groups)
+    pixels, test_pixels = decode_splits(
+        [
+            PictureRows(_undecoded(splits, split, column, data.path), column, split, rows, data.path)
+            for split, rows in kept
+        ]
     )
+    return picture_examples(data.name, (pixels, train_labels), (test_pixels, test_labels), classes, groups)
 
 
 def _read(path: str) -> Any:

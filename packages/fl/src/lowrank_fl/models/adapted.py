@@ -16,7 +16,8 @@ from lowrank_core.files import adapter_file_of, write
 from lowrank_core.files.model import layers_of_model
 from lowrank_core.replacement import FactorizedEntry, FactorizeReport
 from lowrank_fl.config import AdapterConfig
-from lowrank_fl.models.build import HEADS
+from lowrank_fl.models.build import head_of
+from lowrank_fl.models.pretrained import Pretrained, last_layer
 
 _METHODS = {"lora": core.LoRA, "loha": core.LoHa, "lokr": core.LoKr}
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]
@@ -29,16 +30,18 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
     stays. LoRA on a network that was just drawn is FLoCoRA (Ribeiro Grativol et al., 2024,
     https://arxiv.org/abs/2406.14082).
 
-    network: the model's name, one of `HEADS`.
+    network: the model's name.
 
     Returns:
         The layers with an adapter, as `factorize` reports those that it changes; `params` of a layer are the adapter's.
+
+    Names are those within the network where another library has made it.
 
     Raises:
         UsageError: `adapter.target` means no layer, or one that cannot be adapted.
     """
     assert adapter.method is not None
-    head = HEADS[network]
+    model, head = _inner(model, network)
     original_params = _count(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -48,7 +51,7 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
                 _METHODS[adapter.method](
                     rank=adapter.rank,
                     alpha=adapter.alpha,
-                    target_modules=_targets(model, network, adapter),
+                    target_modules=_targets(model, network, head, adapter),
                     exclude_modules=[head] if adapter.head else (),
                 ),
             )
@@ -57,7 +60,7 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
             said = str(error).replace("target_modules", "adapter.target")
             said = said.replace("exclude_modules or modules_to_save names", "adapter.head leaves out")
             raise UsageError(said) from None
-    for path in trained_whole(model, network, adapter):
+    for path in trained_whole(model, head, adapter):
         model.get_submodule(path).requires_grad_(True)
     changed = tuple(
         FactorizedEntry(
@@ -74,15 +77,16 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
     return FactorizeReport(changed, (), original_params, _count(model))
 
 
-def trained_whole(model: nn.Module, network: str, adapter: AdapterConfig) -> list[str]:
+def trained_whole(model: nn.Module, head: str, adapter: AdapterConfig) -> list[str]:
     """The modules that are trained whole beside the adapter: norms, and the last layer if `adapter.head`."""
     norms = [name for name, module in original_modules(model) if isinstance(module, _NORMS)]
-    return norms + ([HEADS[network]] if adapter.head else [])
+    return norms + ([head] if adapter.head else [])
 
 
 def write_adapter(model: nn.Module, network: str, adapter: AdapterConfig, folder: Path) -> None:
     """The adapter of such a model as a PEFT folder; what is trained whole is in it as `modules_to_save`."""
-    whole = trained_whole(model, network, adapter)
+    model, head = _inner(model, network)
+    whole = trained_whole(model, head, adapter)
     saved = {
         f"{path}.{key}": tensor.detach()
         for path in whole
@@ -94,10 +98,19 @@ def write_adapter(model: nn.Module, network: str, adapter: AdapterConfig, folder
     write([file], folder, "peft", {file.component: layers_of_model(model)}, overwrite=True)
 
 
-def _targets(model: nn.Module, network: str, adapter: AdapterConfig) -> Sequence[str] | str:
+def _inner(model: nn.Module, network: str) -> tuple[nn.Module, str]:
+    """What the adapter goes onto, and its last layer: of another library's network that network itself, so that the
+    names are those that this library knows.
+    """
+    if isinstance(model, Pretrained):
+        return model.network, last_layer(model.network)
+    return model, head_of(network, model)
+
+
+def _targets(model: nn.Module, network: str, head: str, adapter: AdapterConfig) -> Sequence[str] | str:
     if adapter.target is not None:
         return adapter.target
-    out = HEADS[network] if adapter.head else None
+    out = head if adapter.head else None
     found = [n for n, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and n != out]
     if not found:
         raise UsageError(

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_core.costs.trace import CountFlops
-from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.errors import LowrankError
 from lowrank_fl.config import ModelConfig
 from lowrank_fl.models.build import EXCEPTIONS, Exceptions, build_model
+from lowrank_fl.models.pretrained import builder_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +73,12 @@ def blank_torchvision(name: str, input_shape: tuple[int, ...] | None = None, cla
         UsageError: torchvision has no model of that name.
         LowrankError: the model cannot be built without weights, or with so many classes.
     """
-    from torchvision.models import get_model_builder, list_models
-
-    names = list_models()
-    if name not in names:
-        nearest = get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
-        raise UsageError(f"torchvision has no model {name!r}; the nearest names are {', '.join(nearest)}")
+    builder = builder_of(name)
     pixels = _PIXELS.get(name, 224)
     options = {} if classes is None else {"num_classes": classes}
     try:
         with torch.device("meta"), CountFlops():
-            model = get_model_builder(name)(weights=None, **options)
+            model = builder(weights=None, **options)
             example = torch.empty(1, *(input_shape or (3, pixels, pixels)))
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise LowrankError(

@@ -11,7 +11,7 @@ from lowrank_core import FactorizeReport, Gamma, LowrankError, factorize
 from lowrank_core.candidates import find_candidates, select
 from lowrank_core.errors import UsageError
 from lowrank_core.ranks import RankRule
-from lowrank_fl.config import ModelConfig
+from lowrank_fl.config import NETWORKS, ModelConfig
 
 _DEFAULT_GAMMA = 0.1
 
@@ -46,6 +46,16 @@ HEADS: dict[str, str] = {
 }
 
 
+def head_of(name: str, model: nn.Module) -> str:
+    """The last layer of the network of that name."""
+    if name in HEADS:
+        return HEADS[name]
+    from lowrank_fl.models.pretrained import Pretrained
+
+    assert isinstance(model, Pretrained)
+    return model.head
+
+
 def build_model(
     config: ModelConfig, input_shape: tuple[int, ...], num_classes: int, *, seed: int
 ) -> tuple[nn.Module, FactorizeReport | None]:
@@ -61,7 +71,7 @@ def build_model(
         model = _original(config, input_shape, num_classes)
         if config.method == "original":
             return model, None
-        exceptions = EXCEPTIONS[config.name]
+        exceptions = EXCEPTIONS.get(config.name) or Exceptions(exclude=(head_of(config.name, model),))
         exclude = exceptions.exclude
         if config.hybrid:
             would_be, _ = select(find_candidates(model)[0], ("*",), exclude)
@@ -89,6 +99,12 @@ def build_model(
 
 
 def _original(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    if config.name not in NETWORKS:
+        from lowrank_fl.models.pretrained import build_pretrained
+
+        return build_pretrained(
+            config.name, input_shape, num_classes, pretrained=config.pretrained, pixels=config.pixels
+        )
     is_text = len(input_shape) == 1
     if is_text != (config.name == "lstm"):
         kind = "text" if is_text else "pictures"

@@ -17,6 +17,7 @@ from lowrank_core.adapters.forms import Factors, Form, LoHaForm
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.convolution import convolve, input_gradient, weight_gradient
 from lowrank_core.adapters.ways.kernels import compose
+from lowrank_core.adapters.ways.linear import linear, unflattened
 
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -97,11 +98,9 @@ def _hadamard_with_pullback(factors: Factors, geometry: Geometry) -> tuple[Tenso
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    return (
-        torch.nn.functional.linear(x, weight, bias)
-        if geometry.kind == "linear"
-        else convolve(x, weight, bias, geometry)
-    )
+    if geometry.kind == "linear":
+        return unflattened(linear(x, weight, bias), x)
+    return convolve(x, weight, bias, geometry)
 
 
 def _grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

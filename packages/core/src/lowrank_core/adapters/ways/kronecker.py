@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank_core.adapters.forms import Factors, LoKrForm
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.convolution import convolve
+from lowrank_core.adapters.ways.linear import linear, unflattened
 
 
 def kronecker(
@@ -59,11 +60,10 @@ class KroneckerLinear(torch.autograd.Function):
             product = first @ (blocks @ second.T)
         out = product.view(-1, a * b)
         if weight is not None:
-            base = torch.mm(flat, weight.T) if bias is None else torch.addmm(bias, flat, weight.T)
-            out = base.add_(out)
+            out = linear(flat, weight, bias).add_(out)
         ctx.shape = x.shape
         ctx.save_for_backward(flat, weight, first, second)
-        return out.view(*x.shape[:-1], a * b)
+        return unflattened(out, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

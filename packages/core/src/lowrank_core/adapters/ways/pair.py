@@ -16,6 +16,7 @@ from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm
 from lowrank_core.adapters.forms.loha import khatri_rao
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.convolution import convolve, input_gradient, pointwise, weight_gradient
+from lowrank_core.adapters.ways.linear import linear, unflattened
 
 Tensors = tuple[Tensor, ...]
 
@@ -64,11 +65,10 @@ class PairLinear(torch.autograd.Function):
         if weight is None:
             out = hidden @ (scale * up).T
         else:
-            out = torch.mm(flat, weight.T) if bias is None else torch.addmm(bias, flat, weight.T)
-            out = out.addmm_(hidden, up.T, alpha=scale)
+            out = linear(flat, weight, bias).addmm_(hidden, up.T, alpha=scale)
         ctx.form, ctx.scale, ctx.shape = form, scale, x.shape
         ctx.save_for_backward(flat, hidden, weight, *factors)
-        return out.view(*x.shape[:-1], up.shape[0])
+        return unflattened(out, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
