@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lowrank_core.factorizations import Hadamard
 from lowrank_core.layers.weight import FactorizedWeight
 from lowrank_fl.config import Kind, RunConfig
-from lowrank_fl.models.build import head_of
+from lowrank_fl.models.build import HEADS, head_of
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Personalization:
     """
 
     kind: Kind = "none"
-    network: str = ""
-    """The model's name, by which its last layer is found."""
+    head: str = ""
+    """The name of the model's last layer; of another library's network it is found in the model."""
     epochs: int = 1
     """Of the client's own part under fedrep and ditto."""
     mu: float = 0.0
@@ -39,7 +39,7 @@ SHARED = Personalization()
 def personalization_of(config: RunConfig) -> Personalization:
     own = config.personalization
     epochs = own.epochs or config.federation.epochs
-    return Personalization(config.personalized, config.model.name, epochs, own.mu, config.test_epochs)
+    return Personalization(config.personalized, HEADS.get(config.model.name, ""), epochs, own.mu, config.test_epochs)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def local_names(model: nn.Module, personalization: Personalization) -> frozenset
     if personalization.kind == "local":
         return frozenset(trained_state(model))
     if personalization.kind in ("fedper", "fedrep"):
-        head = head_of(personalization.network, model)
+        head = personalization.head or head_of("", model)
         return frozenset(name for name in trained_state(model) if name.startswith(f"{head}."))
     if personalization.kind == "pfedpara":
         return frozenset(
