@@ -184,4 +184,4 @@ def test_the_gap_is_the_mean_over_rounds_of_what_is_left_of_it(tmp_path):
     write_run(tmp_path / "a", accuracies=(0.5, 0.6), gaps=((0.1, None), (0.3, None)))
     write_run(tmp_path / "b", "mnist", "aggregation.kind=refit", gaps=((0.4, 0.01), (0.4, 0.03)))
     write_run(tmp_path / "c", "mnist", "model.gamma=0.5")
-    assert [row["gap, % of a step"] for row in measured(groups_in(tmp_path), ())] == ["20.0", "2.00", "-"]
+    assert [row["gap, % of a step"] for row in measured(groups_in(tmp_path), ())] == ["20.00", "2.00", "-"]

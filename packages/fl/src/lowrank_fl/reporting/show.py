@@ -72,7 +72,7 @@ def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, 
             cells["codec up/down"] = _codec(group)
         if has_gap:
             gap = group.aggregation_gap()
-            cells["gap, % of a step"] = three_digits(100 * gap.mean) if gap else "-"
+            cells["gap, % of a step"] = f"{100 * gap.mean:.2f}" if gap else "-"
         reached, rounds = group.bytes_to(target / 100), group.rounds_to(target / 100)
         cells["MB total"] = three_digits(group.total_bytes() / 1e6)
         if budget is not None:
