@@ -18,7 +18,8 @@ from lowrank_fl.results import RoundRow, RunSummary
 
 def run_name(swept: Mapping[str, Any]) -> str:
     """The swept values as a folder name, `fedpara-0.1`; nothing outside a sweep."""
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(value)) for value in swept.values())
+    texts = ("none" if value is None else str(value) for value in swept.values())
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in text) for text in texts)
 
 
 def read_summary(folder: Path) -> RunSummary | None:
