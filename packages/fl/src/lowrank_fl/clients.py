@@ -20,6 +20,7 @@ from lowrank_fl.saved_model import start_from
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import personalization_of
 from lowrank_fl.training import LocalTraining
+from lowrank_fl.updates.layers import put_updates
 
 
 def examples_of(config: RunConfig) -> Examples:
@@ -75,10 +76,12 @@ def parts_of(config: RunConfig, examples: Examples) -> Parts:
 
 
 def model_of(config: RunConfig, examples: Examples) -> tuple[nn.Module, FactorizeReport | None]:
-    """The model every client starts from, and what of it was factorized or has an adapter (None for `original`).
+    """The model every client starts from, and what of it was factorized, or has an adapter or an update (None for
+    `original`).
 
     Raises:
-        LowrankError: it does not read such examples, `model.start` does not fit it, or `adapter.target` means nothing.
+        LowrankError: it does not read such examples, `model.start` does not fit it, `adapter.target` means nothing, or
+            no layer takes an update.
     """
     seed = derive_seed(config.seed, "model")
     model, report = build_model(config.model, examples.input_shape, len(examples.classes), seed=seed)
@@ -87,6 +90,8 @@ def model_of(config: RunConfig, examples: Examples) -> tuple[nn.Module, Factoriz
     if config.adapter.method is not None:
         seed = derive_seed(config.seed, "adapter")
         report = put_adapter(model, config.model.name, config.adapter, seed=seed)
+    if config.update.kind != "none":
+        report = put_updates(model, config.model.name, config.update, seed=config.seed)
     return model, report
 
 
@@ -101,4 +106,5 @@ def training_of(config: RunConfig, folder: Path) -> LocalTraining:
         folder,
         personalization_of(config),
         config.codec,
+        config.update,
     )

@@ -153,6 +153,27 @@ class AdapterConfig(Section):
     """The last layer is trained whole and has no adapter; otherwise it is a layer as any other."""
 
 
+class UpdateConfig(Section):
+    """FedMUD: clients train, and send, a few factors of each layer's change in place of the layer.
+
+    Norms and biases are trained whole beside them (Li et al., 2025, https://arxiv.org/abs/2505.23176)."""
+
+    kind: Literal["none", "low-rank", "kronecker"] = "none"
+    """How a layer's change is written: `u vᵀ`, or blocks `u ⊗ v` one after the other. `none` trains the layers
+    themselves, and no other key here is read."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 1 / 32
+    """Numbers in the factors, as a share of the layer's."""
+    aware: bool = True
+    """u v'ᵀ + u' vᵀ with random u' and v' that everybody draws from the seed, so that the server's mean is exact;
+    otherwise u vᵀ, u and v being trained together."""
+    interval: PositiveInt = 1
+    """After so many rounds the change is merged into the layer, and the factors begin anew."""
+    scale: PositiveFloat = 1.0
+    """What is random in the factors is uniform between -scale and scale; a step grows with its square."""
+    whole_ends: bool = True
+    """The first and the last layer are trained whole."""
+
+
 class FederationConfig(Section):
     """Who trains in a round, and how."""
 
@@ -332,6 +353,7 @@ class RunConfig(Section):
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig = AdapterConfig()
+    update: UpdateConfig = UpdateConfig()
     federation: FederationConfig = FederationConfig()
     strategy: StrategyConfig = StrategyConfig()
     personalization: PersonalizationConfig = PersonalizationConfig()
@@ -343,7 +365,9 @@ class RunConfig(Section):
 
     @property
     def method(self) -> str:
-        """What is trained, in one word: the adapter's method, else the network's."""
+        """What is trained, in one word: the adapter's method, `KIND-update`, else the network's."""
+        if self.update.kind != "none":
+            return f"{self.update.kind}-update"
         return self.adapter.method or self.model.method
 
     @property
@@ -400,6 +424,44 @@ class RunConfig(Section):
             raise ValueError(
                 f"personalization.kind {kind} keeps the last layer with each client, and with adapter.head false it is "
                 "frozen but for an adapter; set adapter.head=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _update_fits(self) -> "RunConfig":
+        kind, aggregation = self.update.kind, self.aggregation
+        if kind == "none":
+            return self
+        if self.model.method != "original":
+            raise ValueError(
+                f"update.kind {kind} is of the original network's layers, and model.method {self.model.method} writes "
+                "them as factors; set model.method=original, and sweep over no other"
+            )
+        if self.adapter.method is not None:
+            raise ValueError(
+                f"update.kind {kind} changes the layers that adapter.method {self.adapter.method} freezes; set "
+                "adapter.method=null or update.kind=none"
+            )
+        if self.strategy.name not in ("fedavg", "fedprox"):
+            raise ValueError(
+                f"update.kind {kind} begins its factors anew, and strategy.name {self.strategy.name} does more with "
+                "them than a mean; use fedavg or fedprox"
+            )
+        if self.personalized not in ("none", "finetune"):
+            raise ValueError(
+                f"update.kind {kind} is of layers that all clients share, and under personalization.kind "
+                f"{self.personalized} they do not; set personalization.kind to none or finetune"
+            )
+        if aggregation.kind != "factors" or aggregation.gap:
+            asked = "aggregation.gap" if aggregation.kind == "factors" else f"aggregation.kind {aggregation.kind}"
+            raise ValueError(
+                f"{asked} is about weights that are factors, and under update.kind {kind} their changes are; set "
+                "aggregation.kind=factors and aggregation.gap=false"
+            )
+        if (self.codec.up, self.codec.down) != ("none", "none"):
+            raise ValueError(
+                f"codec.up {self.codec.up} and codec.down {self.codec.down} write changes of what was sent, and under "
+                f"update.kind {kind} factors begin anew instead; set both to none"
             )
         return self
 

@@ -15,6 +15,7 @@ from lowrank_fl.aggregation import FactorAggregation
 from lowrank_fl.clients import examples_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.flops import CountFlops, Undrawn
+from lowrank_fl.flower.base_model import BaseModel
 from lowrank_fl.flower.engines import worker_count
 from lowrank_fl.flower.evaluation import measure_evaluation
 from lowrank_fl.flower.rounds import measure_round
@@ -23,9 +24,11 @@ from lowrank_fl.load import expand
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model
 from lowrank_fl.run import check_device
+from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import local_names, personalization_of, trained_names, transferred
 from lowrank_fl.timing import time_steps, torch_threads
 from lowrank_fl.training import backward, training_only
+from lowrank_fl.updates.layers import put_updates
 
 # No step that takes much longer is timed whole: some seconds of a core.
 _TIMED_FLOPS = 200_000_000_000
@@ -112,11 +115,12 @@ def plan(config: RunConfig) -> Plan:
 def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     data, federation = _data_shape(config), config.federation
     model, report = _build(config, data)
-    params = sum(parameter.numel() for parameter in model.parameters())
+    params = report.params if report else sum(parameter.numel() for parameter in model.parameters())
     personalization = personalization_of(config)
     state = transferred(model, personalization)
     aggregation = FactorAggregation(config.aggregation, model)
-    downlink, uplink, evaluation = _measure(config, state, trained_names(model, personalization), aggregation)
+    base = BaseModel.of(model, config.update.interval)
+    downlink, uplink, evaluation = _measure(config, state, trained_names(model, personalization), aggregation, base)
     model_bytes = sum(tensor.nbytes for tensor in state.values())
     returned = [aggregation.returned(number) for number in range(1, config.rounds + 1)]
     returned_bytes = sum(sum(t.nbytes for n, t in state.items() if names is None or n in names) for names in returned)
@@ -154,20 +158,28 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
 
 
 def _measure(
-    config: RunConfig, state: Mapping[str, Tensor], parameters: Sequence[str], aggregation: FactorAggregation
+    config: RunConfig,
+    state: Mapping[str, Tensor],
+    parameters: Sequence[str],
+    aggregation: FactorAggregation,
+    base: BaseModel | None,
 ) -> tuple[int, int, int]:
     """All rounds' bytes down, up, and of having clients test: those of each turn of the factors, as often as it comes.
 
-    They are taken after a first round, where that makes a difference.
+    They are taken after a first round, where that makes a difference. With updates they depend on who took part when,
+    so every round is measured, with the clients that the run will sample.
     """
-    wire = Wire(config.codec, config.seed)
-    turns = aggregation.turns
+    wire = Wire(config.codec, config.seed, base)
+    turns = config.rounds if base else aggregation.turns
     spare = turns if config.codec.down == "topk" else 0
     totals = [0, 0, 0]
     for number in range(1, spare + min(turns, config.rounds) + 1):
         if number < spare:
             continue
-        down, up = measure_round(config.strategy, config.federation, state, parameters, wire, number, aggregation)
+        sampling = derive_seed(config.seed, "sampling", number) if base else 0
+        down, up = measure_round(
+            config.strategy, config.federation, state, parameters, wire, number, aggregation, sampling
+        )
         tested = 0
         if config.partition.held_out:
             tested = measure_evaluation(config.strategy, config.federation, state, wire, number)
@@ -248,6 +260,8 @@ def _build(config: RunConfig, data: DataShape) -> tuple[nn.Module, FactorizeRepo
         # Neither so large that the loss overflows nor so small that arithmetic on subnormal numbers slows it.
         tensor.normal_(0, 0.1) if tensor.ndim > 1 else tensor.fill_(1)
     model.load_state_dict(state, assign=True)
+    if config.update.kind != "none":
+        report = put_updates(model, config.model.name, config.update, seed=config.seed)
     return model, report
 
 

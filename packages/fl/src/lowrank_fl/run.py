@@ -16,6 +16,7 @@ from lowrank_fl.checkpoint import Checkpoint, base_digest, load_checkpoint, save
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
+from lowrank_fl.flower.base_model import BaseModel
 from lowrank_fl.flower.engines import Engine, make_engine
 from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
@@ -231,8 +232,9 @@ class _Run:
         for entry in report.left if report else ():
             if entry.reason not in ("excluded", "not included"):
                 self.observer.note(f"{entry.name} stays as it is: {entry.reason}")
-        self.params = sum(parameter.numel() for parameter in model.parameters())
+        self.params = report.params if report else sum(parameter.numel() for parameter in model.parameters())
         self.original_params = report.original_params if report else self.params
+        self.base = BaseModel.of(model, config.update.interval, config.engine.threads)
         how = training_of(config, self.path / "clients")
         self.transferred_params = sum(t.numel() for t in transferred(model, how.personalization).values())
         # What is each client's own stands in the run's model as all clients begin with it.
@@ -260,13 +262,13 @@ class _Run:
             # In the model's order, which a file does not keep.
             start = {name: checkpoint.model[name] for name in state} if checkpoint else state
             arrays = to_record(start, shared=self.engine.shared)
-            self.arrays = arrays if checkpoint else None
             strategy = make_strategy(config.strategy, federation, trained_names(model, how.personalization))
             if checkpoint:
                 load_strategy_state(strategy, checkpoint.strategy, arrays)
-            wire = Wire(config.codec, config.seed)
+            wire = Wire(config.codec, config.seed, self.base)
             if checkpoint:
                 wire.load_state(checkpoint.wire)
+                self.arrays = self._merged(arrays)
             for trained in train_rounds(
                 strategy,
                 grid,
@@ -280,10 +282,11 @@ class _Run:
                 aggregation=FactorAggregation(config.aggregation, model, config.engine.threads),
             ):
                 began = time.perf_counter()
+                merged = self._merged(trained.arrays)
                 if config.partition.held_out:
                     found = evaluate_by_clients(strategy, grid, trained.arrays, federation, wire, trained.number)
                 else:
-                    found = self._evaluate(trained)
+                    found = self._evaluate(trained.number, merged)
                 row = _row(trained, found, time.perf_counter() - began)
                 folder.add_round(row)
                 carried = Checkpoint(
@@ -291,7 +294,7 @@ class _Run:
                 )
                 save_checkpoint(self.path, config, carried)
                 self.rows.append(row)
-                self.arrays = trained.arrays
+                self.arrays = merged
                 self.observer.round_ended(row)
         except (KeyboardInterrupt, LowrankError) as caught:
             stop = caught
@@ -305,6 +308,8 @@ class _Run:
     def _finish(self, folder: RunFolder, arrays: ArrayRecord, *, interrupted: bool) -> RunSummary:
         """Write what the finished rounds came to."""
         whole = self.initial | to_arrays(arrays)
+        if self.base:
+            whole = {name: array for name, array in whole.items() if name not in self.base.updates.names}
         folder.save_model(whole, self.config, self.examples)
         if self.config.adapter.method is not None:
             # A model of its own, because clients may be training the run's.
@@ -317,11 +322,15 @@ class _Run:
         self.observer.run_ended(summary)
         return summary
 
-    def _evaluate(self, trained: TrainedRound) -> Evaluation:
-        accuracy, loss = self.engine.evaluate(trained.arrays)
+    def _merged(self, arrays: ArrayRecord) -> ArrayRecord:
+        """The model that the last round left, as it is tested and saved: without updates."""
+        return to_record(self.base.whole(to_arrays(arrays)), shared=self.engine.shared) if self.base else arrays
+
+    def _evaluate(self, number: int, arrays: ArrayRecord) -> Evaluation:
+        accuracy, loss = self.engine.evaluate(arrays)
         if not math.isfinite(loss):
             raise LowrankError(
-                f"the model of round {trained.number} has loss {loss} on the test set; "
+                f"the model of round {number} has loss {loss} on the test set; "
                 f"lower federation.lr (now {self.config.federation.lr:g})"
             )
         return Evaluation(accuracy, loss)

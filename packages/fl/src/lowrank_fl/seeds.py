@@ -16,6 +16,7 @@ Purpose = Literal[
     "server_codec",
     "test",
     "adapter",
+    "update",
 ]
 _PURPOSES: dict[Purpose, int] = {
     "model": 0,
@@ -29,6 +30,7 @@ _PURPOSES: dict[Purpose, int] = {
     "server_codec": 8,
     "test": 9,
     "adapter": 10,
+    "update": 11,
 }
 
 

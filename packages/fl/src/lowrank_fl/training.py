@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
-from lowrank_fl.config import CodecConfig, FederationConfig
+from lowrank_fl.config import CodecConfig, FederationConfig, UpdateConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import Purpose, derive_seed
-from lowrank_fl.state import SHARED, Personalization, local_names, trained_state
+from lowrank_fl.state import SHARED, Personalization, local_names, state_of, trained_state
 
 # Evaluation always runs over the same slices, so that who evaluates them changes no sum.
 EVALUATION_BATCH = 500
@@ -35,6 +35,7 @@ class LocalTraining:
     """Where clients keep what they know from earlier rounds: their own part of a model, a strategy's variates."""
     personalization: Personalization = SHARED
     codec: CodecConfig = field(default_factory=CodecConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
 
     def folder(self, name: str) -> Path:
         """The folder of that name for what clients keep."""
@@ -142,6 +143,7 @@ class Trainer:
                 if parameter.dim() == 4:  # Module.to would refuse the factors of a Kronecker kernel, which have five
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.state = trained_state(self.model)
+        self._tensors = state_of(self.model)
         self.local = local_names(self.model, how.personalization)
         self.examples = examples
         self.parts = parts
@@ -152,10 +154,10 @@ class Trainer:
         return {name: tensor for name, tensor in self.state.items() if name not in self.local}
 
     def load(self, tensors: Mapping[str, np.ndarray] | Mapping[str, Tensor]) -> None:
-        """Copy a model, or a part of one, into the resident one."""
+        """Copy a model, or a part of one, into the resident one; what is frozen too, where it comes."""
         with torch.no_grad():
             for name, tensor in tensors.items():
-                self.state[name].copy_(torch.as_tensor(tensor))
+                self._tensors[name].copy_(torch.as_tensor(tensor))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes and that travel, by name."""

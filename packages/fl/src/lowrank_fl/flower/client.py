@@ -12,6 +12,7 @@ from lowrank_fl.aggregation import trained_in_turn
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
 from lowrank_fl.flower.codecs import codec_mod
+from lowrank_fl.flower.held_weights import HeldWeights
 from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.personal import Personal
@@ -35,14 +36,15 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     how = trainer.how
     encoded = not how.codec.up == how.codec.down == "none"
     app = ClientApp(mods=[codec_mod(how.codec, how.seed, how.state_folder)] if encoded else [])
-    personal = Personal(trainer)
+    personal, weights = Personal(trainer), HeldWeights(trainer)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         arrays = message.content.array_records
         told = Instructions.of(message, context)
         lr = told.number("lr")
-        personal.begin(to_arrays(arrays["arrays"]), told.client, told.round, lr, told.state_round)
+        received = weights.received(message.content, told, told.round - 1)
+        personal.begin(received, told.client, told.round, lr, told.state_round)
         rule = _Rule(trainer, told, arrays)
         only = None if told.turn is None else trained_in_turn(trainer.model, told.turn)
         trained = personal.train(told.client, told.round, lr, rule.drift, told.state_round, only)
@@ -58,7 +60,7 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         told = Instructions.of(message, context)
-        received = to_arrays(message.content.array_records["arrays"])
+        received = weights.received(message.content, told, told.round)
         personal.begin_test(received, told.client, told.round, told.number("lr"), told.state_round)
         tested = trainer.test(told.client)
         metrics = {"num-examples": tested.examples, "accuracy": tested.accuracy, "loss": tested.loss}

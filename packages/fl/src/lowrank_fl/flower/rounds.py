@@ -89,6 +89,8 @@ def train_rounds(
                 "lower strategy.server_lr or federation.lr"
             )
         wire.accept(number, sound)
+        if wire.base:
+            wire.base.follow(to_arrays(arrays))
         loss = metrics["loss"]
         assert isinstance(loss, float)
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
@@ -123,21 +125,26 @@ def measure_round(
     wire: Wire,
     number: int = 1,
     aggregation: FactorAggregation | None = None,
+    sampling: int = 0,
 ) -> tuple[int, int]:
     """The bytes down and up of that round with a model like `state`, from the messages the strategy really makes.
 
     Under codec.down topk they depend on the rounds before, which go over the same `wire`: after one they are those of a
-    client that takes part in every round.
+    client that takes part in every round. Updates are followed from round to round likewise.
+
+    sampling: the seed that the round's clients are drawn by.
     """
     arrays = to_record(state, shared=False)
     grid = LocalGrid(federation.clients, lambda sent: [Message(answer, reply_to=m) for m in sent], shared=False)
     strategy = make_strategy(config, federation, parameters)
-    random.seed(0)  # the same clients in every round
+    random.seed(sampling)
     told = ConfigRecord({"lr": 0.1, **_turn(aggregation, number)})
     returned = aggregation.returned(number) if aggregation else None
     messages = list(strategy.configure_train(number, arrays, told, grid))
     answer = _answer(messages[0], wire.codec, returned)
     exchange = wire.exchange(grid, messages, returned)
+    if wire.base:
+        wire.base.follow(to_arrays(arrays), merge=False)
     return exchange.downlink_bytes, exchange.uplink_bytes
 
 

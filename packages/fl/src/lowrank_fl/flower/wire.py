@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lowrank_fl.config import CodecConfig
+from lowrank_fl.flower.base_model import BaseModel
 from lowrank_fl.flower.codecs.downlink import Downlink
 from lowrank_fl.flower.codecs.uplink import decode_reply
 from lowrank_fl.flower.grid import client_of
@@ -32,10 +33,11 @@ class Wire:
 
     codec: how numbers are written for the way; as they are if not given.
     seed: of the run.
+    base: the weights under updates, of which clients are sent what they miss; none if not given.
     """
 
-    def __init__(self, codec: CodecConfig | None = None, seed: int = 0) -> None:
-        self.codec = codec or CodecConfig()
+    def __init__(self, codec: CodecConfig | None = None, seed: int = 0, base: BaseModel | None = None) -> None:
+        self.codec, self.base = codec or CodecConfig(), base
         self._downlink = Downlink(self.codec, seed)
         self._accepted: dict[int, int] = {}
         """By client, the last round whose reply was used."""
@@ -48,9 +50,16 @@ class Wire:
         returned: the names, among those sent, of the arrays that replies bring; all of them if not given.
         """
         addressed = self._addressed(messages)
+        contents = {message.metadata.dst_node_id: message.content for message in addressed}
+        if self.base is not None:
+            self.base.add_to(addressed)
+            exchange = _exchange(grid, addressed)
+            for message in addressed:
+                message.content = contents[message.metadata.dst_node_id]
+            self.base.confirm(addressed, (r.metadata.src_node_id for r in exchange.replies if r.has_content()))
+            return exchange
         if self.codec.up == self.codec.down == "none":
             return _exchange(grid, addressed)
-        contents = {message.metadata.dst_node_id: message.content for message in addressed}
         sent = self._downlink.encode(addressed)
         if returned is not None:
             sent = {identity: whole.part(returned) for identity, whole in sent.items()}
@@ -81,14 +90,20 @@ class Wire:
             self._accepted[client_of(reply.metadata.src_node_id)] = round_number
 
     def state(self) -> dict[str, np.ndarray]:
-        """Arrays for a checkpoint: `accepted`, int64 rows of client and round, and what clients hold under topk."""
+        """Arrays for a checkpoint: `accepted`, int64 rows of client and round, and what clients hold under topk or
+        updates.
+        """
         accepted = np.array(sorted(self._accepted.items()), np.int64).reshape(-1, 2)
-        return {"accepted": accepted, **self._downlink.state()}
+        base = {f"base/{path}": array for path, array in self.base.state().items()} if self.base else {}
+        return {"accepted": accepted, **base, **self._downlink.state()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
         self._accepted = dict(state["accepted"].tolist())
-        self._downlink.load_state({path: array for path, array in state.items() if path != "accepted"})
+        if self.base:
+            self.base.load_state({path.removeprefix("base/"): array for path, array in state.items()})
+        else:
+            self._downlink.load_state({path: array for path, array in state.items() if path != "accepted"})
 
     def _addressed(self, messages: Iterable[Message]) -> list[Message]:
         """The messages with what their client is told: its number, because a node may host several, and its state."""

@@ -21,7 +21,7 @@ from lowrank_core import LowrankError
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, lay_out, map_slots
 from lowrank_fl.flower.resident import Resident
-from lowrank_fl.state import transferred
+from lowrank_fl.state import state_of, transferred
 from lowrank_fl.training import EVALUATION_BATCH, LocalTraining
 
 T = TypeVar("T")
@@ -138,7 +138,9 @@ class Workers:
             return
         held = (examples.inputs, examples.labels, examples.test_inputs, examples.test_labels)
         needed = sum(tensor.nbytes for tensor in held if not tensor.is_shared())
-        sent = transferred(model, how.personalization).values()
+        # Beside updates a client may be sent the weights that they are of.
+        state = transferred(model, how.personalization) if how.update.kind == "none" else state_of(model)
+        sent = state.values()
         needed += (how.federation.clients_per_round + 3) * sum(tensor.nbytes for tensor in sent)
         free = shutil.disk_usage(_SHARED_MEMORY).free
         if needed > free:

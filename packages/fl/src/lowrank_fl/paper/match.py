@@ -38,11 +38,12 @@ _IDENTITY = frozenset(
     {"model.name", "model.width", "model.method", "model.init", "model.hybrid", "model.start"}
     | {"partition.kind", "partition.classes_per_client", "data.classes"}
     | {"partition.train_share", "partition.held_out", "strategy.name", "personalization", "codec.up", "codec.down"}
-    | {"aggregation.kind", "adapter.method", "adapter.rank", "adapter.target", "adapter.head"}
+    | {"aggregation.kind", "adapter.method", "adapter.rank", "adapter.target", "adapter.head", "update.kind"}
     | set(_RANK_RULES)
 )
 _SIZE_KEYS = frozenset(
-    {"data.name", "model.name", "model.width", "model.method", "model.hybrid", "personalization", "adapter.method"}
+    {"data.name", "model.name", "model.width", "model.method", "model.hybrid", "personalization"}
+    | {"adapter.method", "update.kind"}
     | set(_RANK_RULES)
 )
 
@@ -69,6 +70,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
         flat["model.gamma"] = DEFAULT_GAMMA
     if config.adapter.method is None:
         dropped |= _unread(flat, "adapter", ())
+    if config.update.kind == "none":
+        dropped |= _unread(flat, "update", ())
     if method != "fedpara":
         dropped |= {"model.tanh", "model.jacobian_lambda"}
     if config.model.name not in ("cnn", "mlp"):

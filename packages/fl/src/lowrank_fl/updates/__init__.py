@@ -1,0 +1,1 @@
+"""Low-rank updates of dense weights (FedMUD): clients train and send a few factors of each layer's change."""
