@@ -54,7 +54,9 @@ def run(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", help="What runs the clients: local, ray, superlink.", rich_help_panel="Configuration"
+            metavar="KIND",
+            help="What runs the clients: local, ray, superlink; or how local does: auto, sequential, batched, graphs.",
+            rich_help_panel="Configuration",
         ),
     ] = None,
     local_nodes: Annotated[

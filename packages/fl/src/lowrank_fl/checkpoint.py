@@ -92,7 +92,7 @@ def base_digest(model: nn.Module) -> str:
 
 
 def _digest(config: RunConfig) -> str:
-    """Of everything that changes a round; of the engine threads alone do, and more rounds may be asked for.
+    """Of everything that changes a round; of the engine threads and execution do, and more rounds may be asked for.
 
     Values that are the default are left out, so that a key which a later version adds changes nothing.
     """
@@ -100,4 +100,6 @@ def _digest(config: RunConfig) -> str:
     excluded = {**others, "federation": {"tolerated_failures"}}
     tree = config.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
     tree["threads"] = config.engine.threads
+    if config.engine.execution != "sequential":
+        tree["execution"] = config.engine.execution
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

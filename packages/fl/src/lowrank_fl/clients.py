@@ -96,7 +96,10 @@ def model_of(config: RunConfig, examples: Examples) -> tuple[nn.Module, Factoriz
 
 
 def training_of(config: RunConfig, folder: Path) -> LocalTraining:
-    """How the run's clients train; what they know from earlier rounds lies in `folder`."""
+    """How the run's clients train; what they know from earlier rounds lies in `folder`.
+
+    Under `engine.execution` auto one after the other, until `settle` has chosen.
+    """
     return LocalTraining(
         config.federation,
         config.model.jacobian_lambda,
@@ -107,4 +110,5 @@ def training_of(config: RunConfig, folder: Path) -> LocalTraining:
         personalization_of(config),
         config.codec,
         config.update,
+        "sequential" if config.engine.execution == "auto" else config.engine.execution,
     )

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["original", "lowrank", "fedpara", "pfedpara", "svd", "kronecker"]
+Execution = Literal["sequential", "batched", "graphs"]
 Kind = Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetune"]
 
 
@@ -269,13 +270,19 @@ class CodecConfig(Section):
 
 
 class EngineConfig(Section):
-    """What runs the clients. No key here changes a result on the CPU, `threads` excepted."""
+    """What runs the clients. No key here changes a result on the CPU but `threads` and, in the last digits, `execution`
+    batched."""
 
     kind: Literal["local", "ray", "superlink"] = "local"
     workers: PositiveInt | Literal["auto"] = "auto"
     """Processes that train clients side by side; `auto` takes one for each core."""
     threads: PositiveInt = 1
     """Threads a client trains with."""
+    execution: Execution | Literal["auto"] = "sequential"
+    """How a process of the local engine trains its clients. `sequential`: one after the other. `batched`: several at
+    once, their parameters stacked; of the models for the MLP. `graphs`: one after the other, each step a CUDA graph.
+    `auto`: on a GPU the fastest of these, timed before the first round; on a CPU `sequential`, so that no bit depends
+    on a clock."""
     timeout: PositiveFloat | None = None
     """Seconds the server waits for a round's replies under ray and superlink; for ever if not given."""
     local_nodes: PositiveInt | None = None
@@ -300,6 +307,11 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> "EngineConfig":
+        if self.kind != "local" and self.execution not in ("auto", "sequential"):
+            raise ValueError(
+                f"execution {self.execution} belongs to engine.kind local, not {self.kind}; set engine.kind=local, or "
+                "engine.execution=sequential"
+            )
         if self.kind != "superlink":
             for key in _SUPERLINK_KEYS:
                 if getattr(self, key) != EngineConfig.model_fields[key].default:
@@ -519,6 +531,16 @@ class RunConfig(Section):
                 f"federation.momentum is {momentum:g}, and strategy.name scaffold takes its control variates from "
                 "plain SGD steps; set federation.momentum=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _execution_fits(self) -> "RunConfig":
+        # Where configurations alone are read, nothing else of the package is.
+        from lowrank_fl.execution.fits import fault
+
+        found = fault(self, self.engine.execution)
+        if found:
+            raise ValueError(found)
         return self
 
     @model_validator(mode="after")

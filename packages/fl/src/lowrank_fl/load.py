@@ -3,12 +3,14 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from lowrank_core import UsageError
 from lowrank_core.settings import assignment, put, read_tree, validated, with_values, yaml_value
-from lowrank_fl.config import RunConfig
+from lowrank_fl.config import Execution, RunConfig
 from lowrank_fl.presets import presets, read_preset
+
+_EXECUTIONS = ("auto", *get_args(Execution))
 
 
 def load_config(
@@ -25,7 +27,8 @@ def load_config(
     Args:
         source: a preset's name or the path of a YAML file; None is `quickstart`.
         overrides: `dotted.key=value` with YAML values; a key that `source` sweeps is swept no longer.
-        seed, engine, local_nodes: flags, which win over everything before them; `local_nodes` means superlink.
+        seed, engine, local_nodes: flags, which win over everything before them; `engine` is an `engine.kind` or an
+            `engine.execution`, and `local_nodes` means superlink.
         sweep: `dotted.key=a,b,c`.
 
     Raises:
@@ -52,7 +55,7 @@ def load_config(
         put(tree, "engine.local_nodes", local_nodes)
         engine = engine or "superlink"
     if engine is not None:
-        put(tree, "engine.kind", engine)
+        put(tree, "engine.execution" if engine in _EXECUTIONS else "engine.kind", engine)
     if seed is not None:
         swept.pop("seed", None)
         tree["seed"] = seed
@@ -70,11 +73,11 @@ def load_to_resume(file: Path, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         key, _ = assignment(override, "-o")
         free = key in ("rounds", "federation.tolerated_failures") or key.startswith("engine.")
-        if not free or key == "engine.threads" or key in config.sweep:
+        if not free or key in ("engine.threads", "engine.execution") or key in config.sweep:
             why = "is swept" if key in config.sweep else "would make it another run"
             raise UsageError(
-                "--resume takes -o for rounds, federation.tolerated_failures and engine.* but engine.threads, "
-                f"and {key} {why}; leave it out, or start a new run"
+                "--resume takes -o for rounds, federation.tolerated_failures and engine.* but engine.threads and "
+                f"engine.execution, and {key} {why}; leave it out, or start a new run"
             )
     return load_config(str(file), overrides)
 

@@ -83,6 +83,8 @@ class RunSummary:
     client_accuracies: list[float | None] = field(default_factory=list[float | None])
     evaluation_bytes: int = 0
     """Of all rounds, both ways; not in `total_bytes`."""
+    execution: str = "sequential"
+    """How the clients were trained: `engine.execution`, or what `auto` chose."""
 
 
 @dataclass(frozen=True)

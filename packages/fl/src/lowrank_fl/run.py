@@ -16,6 +16,7 @@ from lowrank_fl.checkpoint import Checkpoint, base_digest, load_checkpoint, save
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
+from lowrank_fl.execution.choice import settle
 from lowrank_fl.flower.base_model import BaseModel
 from lowrank_fl.flower.engines import Engine, make_engine
 from lowrank_fl.flower.evaluation import evaluate_by_clients
@@ -236,6 +237,9 @@ class _Run:
         self.original_params = report.original_params if report else self.params
         self.base = BaseModel.of(model, config.update.interval, config.engine.threads)
         how = training_of(config, self.path / "clients")
+        if config.engine.execution == "auto":
+            how = settle(model, examples, parts, how, config, self.path, self.observer.note)
+        self.execution = how.execution
         self.transferred_params = sum(t.numel() for t in transferred(model, how.personalization).values())
         # What is each client's own stands in the run's model as all clients begin with it.
         self.initial = {name: tensor.numpy().copy() for name, tensor in state_of(model).items()}
@@ -357,6 +361,7 @@ class _Run:
             worst_accuracy=last.worst_accuracy,
             client_accuracies=last.client_accuracies,
             evaluation_bytes=sum(row.evaluation_bytes for row in rows),
+            execution=self.execution,
         )
 
 

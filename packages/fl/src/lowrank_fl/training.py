@@ -1,5 +1,8 @@
 """What a client does with a model, and how a model is tested: torch alone, no Flower."""
 
+# torch's operations on lists of tensors, which its own optimizers take, have names with an underscore.
+# pyright: reportPrivateImportUsage=false
+
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
-from lowrank_fl.config import CodecConfig, FederationConfig, UpdateConfig
+from lowrank_fl.config import CodecConfig, Execution, FederationConfig, UpdateConfig
 from lowrank_fl.data.examples import Examples, Parts
+from lowrank_fl.data.placement import on_device
 from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import Purpose, derive_seed
 from lowrank_fl.state import SHARED, Personalization, local_names, state_of, trained_state
@@ -36,6 +40,16 @@ class LocalTraining:
     personalization: Personalization = SHARED
     codec: CodecConfig = field(default_factory=CodecConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    execution: Execution = "sequential"
+    """How a process trains the clients it is given (`make_trainer`); never `auto`, which is settled before."""
+
+    @property
+    def group_size(self) -> int:
+        """How many clients a process is given at once, at the most."""
+        if self.execution != "batched":
+            return 1
+        # More would fall out of a CPU's caches; a GPU has memory for them.
+        return 8 if torch.device(self.device).type == "cpu" else 64
 
     def folder(self, name: str) -> Path:
         """The folder of that name for what clients keep."""
@@ -89,25 +103,30 @@ class SGD:
     torch.optim itself imports torch's compiler at its first step, four seconds in every worker process.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         self.parameters = list(parameters)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.velocities: dict[int, Tensor] = {}
+        self.velocities: list[Tensor] = []
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update the parameters that have a gradient, and forget the gradients."""
-        for number, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
-            update = parameter.grad
-            if self.weight_decay:
-                update = update.add(parameter, alpha=self.weight_decay)
-            if self.momentum:
-                velocity = self.velocities.get(number)
-                update = update.clone() if velocity is None else velocity.mul_(self.momentum).add_(update)
-                self.velocities[number] = update
-            parameter.add_(update, alpha=-self.lr)
+        """Update the parameters that have a gradient, the same ones at every step, and forget the gradients."""
+        parameters = [parameter for parameter in self.parameters if parameter.grad is not None]
+        if not parameters:
+            return
+        # All in one call, which is a loop in C++ on a CPU and few kernels on a GPU.
+        updates = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
+        if self.weight_decay:
+            updates = torch._foreach_add(updates, parameters, alpha=self.weight_decay)
+        if self.momentum:
+            if self.velocities:
+                torch._foreach_mul_(self.velocities, self.momentum)
+                torch._foreach_add_(self.velocities, updates)
+            else:
+                self.velocities = [update.clone() for update in updates]
+            updates = self.velocities
+        torch._foreach_add_(parameters, updates, alpha=-self.lr)
+        for parameter in parameters:
             parameter.grad = None
 
 
@@ -145,7 +164,7 @@ class Trainer:
         self.state = trained_state(self.model)
         self._tensors = state_of(self.model)
         self.local = local_names(self.model, how.personalization)
-        self.examples = examples
+        self.examples = on_device(examples, self.device)
         self.parts = parts
 
     @property
@@ -162,6 +181,22 @@ class Trainer:
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes and that travel, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad and name not in self.local}
+
+    def expect(self, clients: Sequence[int]) -> None:
+        """Be told which clients train next, for a trainer that takes several at once."""
+
+    def backward(self, inputs: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """One batch's gradients, and its loss alone; the tensor may be written to at the next call."""
+        return backward(self.model, inputs, labels, lr, self.how.jacobian_lambda)
+
+    def check_loss(self, loss: float, client: int, round_number: int) -> None:
+        """Raise LowrankError where a client's loss is no longer a number."""
+        if not math.isfinite(loss):
+            federation = self.how.federation
+            raise LowrankError(
+                f"training diverged: client {client} has loss {loss} in round {round_number}; "
+                f"lower federation.lr (now {federation.lr:g})"
+            )
 
     def train(
         self,
@@ -190,13 +225,12 @@ class Trainer:
 
     def _train(self, client: int, round_number: int, lr: float, drift: Drift | None, epochs: int) -> Trained:
         federation = self.how.federation
-        rows = torch.from_numpy(self.parts.train[client])
+        rows = torch.from_numpy(self.parts.train[client]).to(self.examples.inputs.device)
         inputs = self._prepare(self.examples.inputs[rows])
         labels = self.examples.labels[rows].to(self.device)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        correct = _correction(self.trainable(), drift) if drift else None
+        correct = correction(self.trainable(), drift) if drift else None
         sgd = SGD(parameters, lr, federation.momentum, federation.weight_decay)
-        strength = self.how.jacobian_lambda
         self.model.train()
         self.model.zero_grad()
         total = torch.zeros((), device=self.device)
@@ -205,17 +239,13 @@ class Trainer:
             total.zero_()
             order = torch.randperm(len(labels)).to(self.device)
             for batch in order.split(federation.batch_size):
-                total += len(batch) * backward(self.model, inputs[batch], labels[batch], lr, strength)
+                total += len(batch) * self.backward(inputs[batch], labels[batch], lr)
                 if correct:
                     correct()
                 steps += 1
                 sgd.step()
         loss = total.item() / len(labels)
-        if not math.isfinite(loss):
-            raise LowrankError(
-                f"training diverged: client {client} has loss {loss} in round {round_number}; "
-                f"lower federation.lr (now {federation.lr:g})"
-            )
+        self.check_loss(loss, client, round_number)
         return Trained(len(labels), loss, steps)
 
     def evaluate(self, start: int) -> tuple[int, float]:
@@ -225,7 +255,7 @@ class Trainer:
 
     def test(self, client: int) -> Tested:
         """How the loaded model answers the examples that a client holds out."""
-        rows = torch.from_numpy(self.parts.held_out[client])
+        rows = torch.from_numpy(self.parts.held_out[client]).to(self.examples.inputs.device)
         answers = [
             self._answer(self.examples.inputs[part], self.examples.labels[part])
             for part in rows.split(EVALUATION_BATCH)
@@ -253,7 +283,7 @@ class Trainer:
         return ready if self.examples.is_text else ready.contiguous(memory_format=torch.channels_last)
 
 
-def _correction(parameters: Mapping[str, nn.Parameter], drift: Drift) -> Callable[[], None]:
+def correction(parameters: Mapping[str, Tensor], drift: Drift) -> Callable[[], None]:
     """What adds a drift's correction to the gradients."""
     start: Mapping[str, Tensor] = {}
     if drift.proximal:

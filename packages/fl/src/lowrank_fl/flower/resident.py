@@ -1,28 +1,35 @@
 """The model a process keeps, which becomes any of its clients in turn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, MessageType
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from lowrank_fl.data.examples import Examples, Parts
+from lowrank_fl.execution.make import make_trainer
 from lowrank_fl.flower.client import make_client_app
 from lowrank_fl.flower.failure import failed
 from lowrank_fl.flower.grid import client_of, make_context
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
-from lowrank_fl.training import LocalTraining, Trainer
+from lowrank_fl.training import LocalTraining
 
 
 class Resident:
     """The model a process keeps, behind its ClientApp."""
 
     def __init__(self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> None:
-        self.trainer = Trainer(model, examples, parts, how)
+        self.trainer = make_trainer(model, examples, parts, how)
         self.app: ClientApp = make_client_app(self.trainer, self._reply)
         self._slot: int | None = None
         self._evaluated: torch.Tensor | None = None
+
+    def run_group(self, messages: Sequence[Message], slots: Sequence[int | None]) -> list[Message]:
+        """The replies of a group of clients, which may train together."""
+        training = [message for message in messages if message.metadata.message_type == MessageType.TRAIN]
+        self.trainer.expect([client_of(message.metadata.dst_node_id) for message in training])
+        return [self.run(message, slot) for message, slot in zip(messages, slots, strict=True)]
 
     def run(self, message: Message, slot: int | None) -> Message:
         self._evaluated, self._slot = None, slot

@@ -19,6 +19,7 @@ from torch import nn
 
 from lowrank_core import LowrankError
 from lowrank_fl.data.examples import Examples, Parts
+from lowrank_fl.execution.groups import grouped
 from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, lay_out, map_slots
 from lowrank_fl.flower.resident import Resident
 from lowrank_fl.state import state_of, transferred
@@ -65,7 +66,8 @@ class InProcess:
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
         with self._threads() as resident:
-            return [resident.run(message, slot=None) for message in messages]
+            groups = grouped(messages, resident.trainer.how.group_size)
+            return [reply for group in groups for reply in resident.run_group(group, [None] * len(group))]
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         with self._threads() as resident:
@@ -103,10 +105,11 @@ class Workers:
         self._pools = [ProcessPoolExecutor(1, context, initializer=_start) for _ in range(count)]
         self._pids = [pool.submit(os.getpid) for pool in self._pools]
         self._examples: Examples | None = None
+        self._group_size = 1
 
     def set_up(self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining) -> None:
         self._check_shared_memory(model, examples, how)
-        self._examples = examples
+        self._examples, self._group_size = examples, how.group_size
         messages = 1 + how.federation.clients_per_round
         _, size = lay_out(transferred(model, how.personalization))
         slots = torch.empty(messages, size, dtype=torch.uint8).share_memory_()
@@ -117,7 +120,9 @@ class Workers:
             done.result()
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
-        return self._spread(_run, [(message, slot) for slot, message in enumerate(messages, DOWNLINK_SLOT + 1)])
+        slots = range(DOWNLINK_SLOT + 1, DOWNLINK_SLOT + 1 + len(messages))
+        groups = zip(grouped(messages, self._group_size), grouped(slots, self._group_size), strict=True)
+        return [reply for replies in self._spread(_run, list(groups)) for reply in replies]
 
     def evaluate(self, record: ArrayRecord) -> tuple[float, float]:
         assert self._examples is not None, "set_up comes first"
@@ -228,9 +233,9 @@ def _in_turn(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> lis
     return [function(*job) for job in jobs]
 
 
-def _run(message: Message, slot: int) -> Message:
+def _run(messages: Sequence[Message], slots: Sequence[int]) -> list[Message]:
     assert _resident is not None
-    return _resident.run(message, slot)
+    return _resident.run_group(messages, slots)
 
 
 def _evaluate(record: ArrayRecord, start: int) -> tuple[int, float]:
