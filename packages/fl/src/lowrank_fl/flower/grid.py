@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, to_arrays, to_record
+from lowrank_fl.flower.records import DOWNLINK_SLOT, ArrayRecord, array_records, to_arrays, to_record
 
 Execute = Callable[[Sequence[Message]], Sequence[Message]]
 
@@ -83,8 +83,9 @@ class LocalGrid(ClientsGrid):
 
     def _lay_out(self, content: RecordDict, done: dict[int, ArrayRecord]) -> RecordDict:
         """The same content with arrays in one block each; a record that many messages carry is laid out once."""
-        for record in content.array_records.values():
+        records = array_records(content)
+        for record in records.values():
             if id(record) not in done:
                 slot = DOWNLINK_SLOT if not done else None
                 done[id(record)] = to_record(to_arrays(record), shared=self._shared, slot=slot)
-        return RecordDict({**content, **{name: done[id(r)] for name, r in content.array_records.items()}})
+        return RecordDict({**content, **{name: done[id(r)] for name, r in records.items()}})

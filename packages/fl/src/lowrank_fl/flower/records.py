@@ -23,8 +23,10 @@ class Array(flwr.app.Array):
 
     values: np.ndarray
 
-    def __init__(self, values: np.ndarray) -> None:
-        self.__dict__.update(dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", values=values)
+    def __init__(self, values: np.ndarray, dtype: str | None = None) -> None:
+        # NumPy takes longer to spell a dtype than everything else here takes.
+        dtype = dtype or str(values.dtype)
+        self.__dict__.update(dtype=dtype, shape=values.shape, stype="numpy.ndarray", values=values)
 
     @property
     def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -45,8 +47,10 @@ class ArrayRecord(flwr.app.ArrayRecord):
         super().__init__()
         self.__dict__.update(layout=layout, block=block, slot=slot)
         flat = block.numpy()
+        # Flower's own dictionary, past its check that each key is a text and each value an Array.
+        held = self.__dict__["_data"]
         for name, (dtype, shape, start, stop) in layout.items():
-            self[name] = Array(flat[start:stop].view(dtype).reshape(shape))
+            held[name] = Array(flat[start:stop].view(dtype).reshape(shape), dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Under multiprocessing torch hands a shared-memory tensor over by its file descriptor, which takes
@@ -108,6 +112,11 @@ def lay_out(tensors: Mapping[str, Tensor]) -> tuple[Layout, int]:
     return layout, end
 
 
+def array_records(content: RecordDict) -> dict[str, flwr.app.ArrayRecord]:
+    """Content's array records by name, as `content.array_records`, which writes each of them back as it reads it."""
+    return {name: record for name, record in content.items() if isinstance(record, flwr.app.ArrayRecord)}
+
+
 def to_arrays(record: flwr.app.ArrayRecord) -> dict[str, np.ndarray]:
     """The arrays of any Flower record by name."""
     return {name: array.numpy() for name, array in record.items()}
@@ -127,11 +136,11 @@ def wire_bytes(message: Message) -> int:
     empty = Message(RecordDict(), metadata=message.metadata)  # pyright: ignore[reportCallIssue]
     envelope = len(empty.deflate())
     small = sum(len(record.deflate()) for record in content.values() if not isinstance(record, flwr.app.ArrayRecord))
+    arrays = array_records(content)
     layouts = tuple(
-        (name, tuple((key, *_measured(array)) for key, array in record.items()))
-        for name, record in content.array_records.items()
+        (name, tuple((key, *_measured(array)) for key, array in record.items())) for name, record in arrays.items()
     )
-    others = tuple((name, type(record)) for name, record in content.items() if name not in content.array_records)
+    others = tuple((name, type(record)) for name, record in content.items() if name not in arrays)
     return envelope + small + _content_bytes(layouts, others)
 
 

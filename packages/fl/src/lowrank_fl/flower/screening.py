@@ -12,6 +12,7 @@ from lowrank_core import LowrankError
 from lowrank_fl.codecs import Undecodable
 from lowrank_fl.flower.codecs.content import read
 from lowrank_fl.flower.grid import client_of
+from lowrank_fl.flower.records import array_records
 from lowrank_fl.packing import Arrays
 
 Fault = Callable[[Message, Message], str | None]
@@ -120,7 +121,7 @@ def metrics_of(reply: Message, names: Collection[str]) -> dict[str, float]:
 
 
 def _array_fault(reply: Message, message: Message, returned: Collection[str] | None) -> str | None:
-    expected, given = message.content.array_records, reply.content.array_records
+    expected, given = array_records(message.content), array_records(reply.content)
     if list(given) != list(expected):
         return f"it sent the arrays {', '.join(given) or 'none'} instead of {', '.join(expected)}"
     for key, record in given.items():
@@ -133,7 +134,7 @@ def _array_fault(reply: Message, message: Message, returned: Collection[str] | N
             return f"{key}/{error}"
         for name, values in arrays.items():
             for found in (record[name], values):  # what it says it is, and what it is
-                if _kind(found) != _kind(like[name]):
+                if found.dtype != like[name].dtype or tuple(found.shape) != tuple(like[name].shape):
                     return f"{key}/{name} is {_kind(found)}, not {_kind(like[name])}"
         if not finite(arrays):
             return f"{key} holds numbers that are not finite"
@@ -147,11 +148,11 @@ def _kind(array: flwr.app.Array | np.ndarray) -> str:
 def finite(arrays: Arrays) -> bool:
     """Whether all floating-point numbers of the arrays are finite."""
     for values in arrays.values():
-        if not np.issubdtype(values.dtype, np.floating):
+        if values.dtype.kind != "f":
             continue
         # A sum is several times cheaper than looking at every number, and finite if all of them are, overflow aside.
-        total = torch.from_numpy(values).sum() if values.flags.writeable else torch.tensor(values).sum()
-        if not bool(torch.isfinite(total)) and not bool(np.isfinite(values).all()):
+        total = (torch.from_numpy(values) if values.flags.writeable else torch.tensor(values)).sum().item()
+        if not math.isfinite(total) and not bool(np.isfinite(values).all()):
             return False
     return True
 
