@@ -280,7 +280,7 @@ def test_executors_hand_over_whole_groups(monkeypatch):
         (["strategy.name=feddyn"], "strategy.name feddyn corrects"),
         (["personalization.kind=fedper", "partition.held_out=0.2"], "personalization.kind fedper has each client"),
         (["model.method=fedpara", "model.jacobian_lambda=1"], "model.jacobian_lambda is 1, a correction of one model"),
-        (["model.method=original", "update.kind=low-rank"], "update.kind low-rank has each client hold weights of its own"),
+        (["model.method=original", "update.kind=low-rank"], "update.kind low-rank has each client hold weights"),
         (["engine.kind=ray"], "execution batched belongs to engine.kind local, not ray"),
     ],
 )
