@@ -159,7 +159,8 @@ class RankAllocator:
                 self._importance.update(directions.parameters, self._unscaled or directions.gradients)
             if self.schedule.allocates(self.step):
                 budget, least = self.schedule.budget(self.step), directions.groups[0].least_rank
-                directions.mark(allocate(directions.scores(self._importance), budget, least))
+                scores = [group.scores(self._importance) for group in directions.groups]
+                directions.mark(allocate(scores, budget, least))
                 directions.switch_off()
             self._settle()
         else:

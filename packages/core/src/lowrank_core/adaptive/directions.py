@@ -25,9 +25,7 @@ class Directions:
     def __init__(self, groups: Sequence[Group], optimizer: Optimizer) -> None:
         self.groups, self.optimizer = list(groups), optimizer
         self.sides: list[tuple[Group, Side]] = [(group, side) for group in groups for side in group.sides]
-        self.factors: dict[str, Factor] = {
-            f"{group.name}.{leaf}": factor for group, side in self.sides for leaf, factor in side.factors.items()
-        }
+        self.factors: dict[str, Factor] = {name: f for group in groups for name, f in group.factors.items()}
         self.orthonormal = [(factor.parameter, factor.dim) for group in groups for factor in group.orthonormal]
 
     @property
@@ -41,12 +39,6 @@ class Directions:
     @property
     def initial(self) -> int:
         return sum(len(group.sides[0].present) for group in self.groups)
-
-    def scores(self, importance: Importance) -> list[list[Tensor]]:
-        """Of each direction: the sum over its factors, as for AdaLoRA's triplets."""
-        return [
-            [torch.stack(self._parts(group, side, importance)).sum(0) for side in group.sides] for group in self.groups
-        ]
 
     def mark(self, masks: Sequence[Sequence[Tensor]]) -> None:
         """Note which directions an allocation keeps."""
@@ -138,9 +130,6 @@ class Directions:
         """Hooks under which the modules' `load_state_dict` takes weights of another rank."""
         for factor in self.factors.values():
             yield factor.owner.register_load_state_dict_pre_hook(partial(_fit, factor))
-
-    def _parts(self, group: Group, side: Side, importance: Importance) -> list[Tensor]:
-        return [importance.score(f"{group.name}.{leaf}", factor.dim) for leaf, factor in side.factors.items()]
 
 
 def fit_ranks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:

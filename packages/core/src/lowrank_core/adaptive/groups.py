@@ -6,8 +6,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
+from lowrank_core.adaptive.importance import Importance
 from lowrank_core.errors import LowrankError
 
 
@@ -63,6 +65,18 @@ class Group:
     @property
     def home(self) -> nn.Module:
         return self.sides[0].value.owner
+
+    @property
+    def factors(self) -> dict[str, Factor]:
+        """Those of all sides, by the names that `Importance` has them under."""
+        return {f"{self.name}.{leaf}": factor for side in self.sides for leaf, factor in side.factors.items()}
+
+    def scores(self, importance: Importance) -> list[Tensor]:
+        """Of each side's directions: the sum over their factors, as for AdaLoRA's triplets."""
+        return [
+            torch.stack([importance.score(f"{self.name}.{leaf}", f.dim) for leaf, f in side.factors.items()]).sum(0)
+            for side in self.sides
+        ]
 
 
 @dataclass(frozen=True)
