@@ -71,7 +71,7 @@ def base_names(model):
 # What a network becomes.
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "adalora"])
 @pytest.mark.parametrize("network", ["cnn", "mlp", "vgg16", "resnet18"])
 def test_an_adapter_is_on_every_linear_and_convolution_but_the_last_layer(network, method):
     shape = (1, 32, 32) if network == "vgg16" else (1, 16, 16)

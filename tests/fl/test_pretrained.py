@@ -102,10 +102,16 @@ def test_a_vision_transformer_reads_pictures_as_transformers_prepares_them(vit):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("method", ["lora", "loha", "lokr"])
+@pytest.mark.filterwarnings("ignore:.*`r` is not used in AdaLora")
+@pytest.mark.filterwarnings("ignore:.*rank_pattern keys did not match")
+@pytest.mark.parametrize("method", ["lora", "loha", "lokr", "adalora"])
 def test_peft_puts_the_adapter_on_the_librarys_own_network(method, vit, tmp_path):
-    settings = config(vit, f"adapter.method={method}", "federation.lr=0.05")
+    given = ["rounds=2", "adapter.settle=0"] if method == "adalora" else []
+    settings = config(vit, f"adapter.method={method}", "federation.lr=0.05", *given)
     run(settings, tmp_path / "run", Watcher())
+    ranks = rows_of(tmp_path / "run")[-1]["layer_ranks"]
+    assert ranks.keys() == ({entry.name for entry in plan(settings).runs[0].layers} if given else set())
+    assert sum(ranks.values()) == len(ranks)
     saved = load_file(tmp_path / "run" / "model.safetensors")
     network = transformers.ViTForImageClassification.from_pretrained(vit, num_labels=10, ignore_mismatched_sizes=True)
     kernel = "vit.embeddings.patch_embeddings.projection"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Checkpoint:
     wire: Mapping[str, np.ndarray]
     base: str = ""
     """`base_digest` of the model."""
+    ranks: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    """What AdaLoRA's allocation carries over."""
 
     def state_round(self, client: int) -> int:
         """The round that left what this client goes on from, the last whose reply was used; 0 if there is none."""
@@ -45,6 +47,7 @@ def save_checkpoint(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> 
     tensors = {f"model/{name}": value for name, value in checkpoint.model.items()}
     tensors |= {f"strategy/{name}": value for name, value in checkpoint.strategy.items()}
     tensors |= {f"wire/{name}": value for name, value in checkpoint.wire.items()}
+    tensors |= {f"ranks/{name}": value for name, value in checkpoint.ranks.items()}
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     path = folder / _FILE
     path.parent.mkdir(exist_ok=True)
@@ -77,7 +80,7 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         )
     parts = {
         part: {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
-        for part in ("model", "strategy", "wire")
+        for part in ("model", "strategy", "wire", "ranks")
     }
     return Checkpoint(int(about["round"]), **parts, base=about.get("base", ""))
 
@@ -102,4 +105,6 @@ def _digest(config: RunConfig) -> str:
     tree["threads"] = config.engine.threads
     if config.engine.execution != "sequential":
         tree["execution"] = config.engine.execution
+    if config.adapter.method == "adalora":
+        tree["rounds"] = config.rounds  # which its schedule is in shares of
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -142,7 +142,7 @@ class AdapterConfig(Section):
 
     Norms are trained whole beside it."""
 
-    method: Literal["lora", "loha", "lokr"] | None = None
+    method: Literal["lora", "loha", "lokr", "adalora"] | None = None
     """None when not given: the whole network is trained, and no other key here is read."""
     rank: PositiveInt = 8
     alpha: PositiveFloat = 8
@@ -152,6 +152,35 @@ class AdapterConfig(Section):
     Linear and Conv2d if not given."""
     head: bool = True
     """The last layer is trained whole and has no adapter; otherwise it is a layer as any other."""
+    target_rank: PositiveInt | None = None
+    """AdaLoRA: the mean rank of a layer at the end; half of `rank`, where it starts, rounded up, if not given."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """AdaLoRA: the share of the rounds before ranks begin to fall."""
+    settle: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """AdaLoRA: the share of the rounds after they have fallen."""
+    orthogonality: NumberFromZero = 0.5
+    """AdaLoRA: the weight of the penalty that keeps a layer's directions apart."""
+
+    @property
+    def last_rank(self) -> int:
+        """`target_rank` under AdaLoRA, or what it means where it is not given; the others' `rank`."""
+        return (self.target_rank or (self.rank + 1) // 2) if self.method == "adalora" else self.rank
+
+    @model_validator(mode="after")
+    def _ranks_fall(self) -> "AdapterConfig":
+        if self.method != "adalora":
+            return self
+        if self.target_rank is not None and self.target_rank > self.rank:
+            raise ValueError(
+                f"target_rank is {self.target_rank}, above the rank of {self.rank} that layers start with; lower "
+                "target_rank or raise rank"
+            )
+        if self.warmup + self.settle >= 1:
+            raise ValueError(
+                f"warmup and settle are shares of the rounds that leave some of them, got {self.warmup:g} and "
+                f"{self.settle:g}; lower one of them"
+            )
+        return self
 
 
 class UpdateConfig(Section):
@@ -474,6 +503,28 @@ class RunConfig(Section):
             raise ValueError(
                 f"codec.up {self.codec.up} and codec.down {self.codec.down} write changes of what was sent, and under "
                 f"update.kind {kind} factors begin anew instead; set both to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> "RunConfig":
+        if self.adapter.method != "adalora":
+            return self
+        if self.strategy.name not in ("fedavg", "fedprox"):
+            raise ValueError(
+                f"strategy.name {self.strategy.name} does not go with adapter.method adalora, under which arrays "
+                "shrink from round to round and clients' importances are averaged by examples; use fedavg or fedprox"
+            )
+        for way in ("up", "down"):
+            if getattr(self.codec, way) == "topk":
+                raise ValueError(
+                    f"codec.{way} topk remembers numbers by their places in the model, and under adapter.method "
+                    "adalora these change as ranks fall; use none, fp16 or int8"
+                )
+        if self.personalized in ("ditto", "local"):
+            raise ValueError(
+                f"personalization.kind {self.personalized} gives each client an adapter of its own, whose ranks the "
+                "server cannot allocate; use another kind, or an adapter.method other than adalora"
             )
         return self
 

@@ -73,8 +73,10 @@ def load_to_resume(file: Path, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         key, _ = assignment(override, "-o")
         free = key in ("rounds", "federation.tolerated_failures") or key.startswith("engine.")
-        if not free or key in ("engine.threads", "engine.execution") or key in config.sweep:
+        scheduled = key == "rounds" and any(single.adapter.method == "adalora" for single, _ in expand(config))
+        if not free or key in ("engine.threads", "engine.execution") or key in config.sweep or scheduled:
             why = "is swept" if key in config.sweep else "would make it another run"
+            why = "is what the schedule of AdaLoRA's ranks is in shares of" if scheduled else why
             raise UsageError(
                 "--resume takes -o for rounds, federation.tolerated_failures and engine.* but engine.threads and "
                 f"engine.execution, and {key} {why}; leave it out, or start a new run"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from lowrank_fl.flower.wire import Wire
 from lowrank_fl.load import expand
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model
+from lowrank_fl.ranks.cost import RankCost
+from lowrank_fl.ranks.layers import fit
 from lowrank_fl.run import check_device
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import local_names, personalization_of, trained_names, transferred
@@ -63,7 +66,11 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run's cost; bytes and seconds are those of all its rounds."""
+    """One run's cost; bytes and seconds are those of all its rounds.
+
+    AdaLoRA's ranks are shared out evenly among layers, as nobody knows before training how they will fall. `params`,
+    `transferred_params` and `model_bytes` are the model's that the run ends with, `layers` those it begins with.
+    """
 
     name: str
     method: str
@@ -120,10 +127,20 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
     state = transferred(model, personalization)
     aggregation = FactorAggregation(config.aggregation, model)
     base = BaseModel.of(model, config.update.interval)
-    downlink, uplink, evaluation = _measure(config, state, trained_names(model, personalization), aggregation, base)
-    model_bytes = sum(tensor.nbytes for tensor in state.values())
     returned = [aggregation.returned(number) for number in range(1, config.rounds + 1)]
-    returned_bytes = sum(sum(t.nbytes for n, t in state.items() if names is None or n in names) for names in returned)
+    trained, ranks = trained_names(model, personalization), RankCost.of(config, model)
+    if ranks:
+        downlink, uplink, evaluation = _measure_ranks(config, trained, ranks)
+        sent = [ranks.state(budget) for budget in ranks.budgets]
+        first, state = state, sent.pop()
+        params -= sum(tensor.numel() for tensor in first.values()) - sum(tensor.numel() for tensor in state.values())
+        fit(model, ranks.state(ranks.mean_budget))
+    else:
+        downlink, uplink, evaluation = _measure(config, state, trained, aggregation, base)
+        sent = [state] * config.rounds
+    paper_bytes = sum(tensor.nbytes for tensors in sent for tensor in tensors.values())
+    for tensors, names in zip(sent, returned, strict=True):
+        paper_bytes += sum(tensor.nbytes for name, tensor in tensors.items() if names is None or name in names)
     held = _trained_examples(config, data)
     steps = math.ceil(held / federation.batch_size)
     with torch_threads(config.engine.threads):
@@ -144,12 +161,12 @@ def _plan_run(config: RunConfig, swept: dict[str, Any]) -> RunPlan:
         params=params,
         transferred_params=sum(tensor.numel() for tensor in state.values()),
         original_params=report.original_params if report else params,
-        model_bytes=model_bytes,
+        model_bytes=sum(tensor.nbytes for tensor in state.values()),
         uplink_bytes=uplink,
         downlink_bytes=downlink,
         total_bytes=uplink + downlink,
         evaluation_bytes=evaluation,
-        paper_bytes=federation.clients_per_round * (model_bytes * config.rounds + returned_bytes),
+        paper_bytes=federation.clients_per_round * paper_bytes,
         flops_per_round=flops,
         seconds=config.rounds * seconds,
         layers=report.changed if report else (),
@@ -186,6 +203,21 @@ def _measure(
         if number > spare:
             times = len(range(number - spare, config.rounds + 1, turns))
             totals = [total + times * each for total, each in zip(totals, (down, up, tested), strict=True)]
+    downlink, uplink, evaluation = totals
+    return downlink, uplink, evaluation
+
+
+def _measure_ranks(config: RunConfig, parameters: Sequence[str], ranks: RankCost) -> tuple[int, int, int]:
+    """The same with AdaLoRA, whose budget differs from round to round."""
+    wire, tested = Wire(config.codec, config.seed), config.partition.held_out > 0
+    totals = [0, 0, 0]
+    trains, tests = Counter(ranks.budgets[:-1]), Counter(ranks.budgets[1:] if tested else ())
+    for budget in trains | tests:
+        state = ranks.state(budget)
+        down, up = measure_round(config.strategy, config.federation, state, parameters, wire, directions=budget)
+        each = measure_evaluation(config.strategy, config.federation, state, wire) if tested else 0
+        counts = (trains[budget] * down, trains[budget] * up, tests[budget] * each)
+        totals = [total + more for total, more in zip(totals, counts, strict=True)]
     downlink, uplink, evaluation = totals
     return downlink, uplink, evaluation
 

@@ -55,6 +55,10 @@ class RoundRow:
     """The same of each factorized weight."""
     refit_residual: float | None = None
     """Under aggregation refit, the gap that the refitted factors leave."""
+    rank: int | None = None
+    """Of all AdaLoRA's layers together, as the round leaves them; None without AdaLoRA."""
+    layer_ranks: dict[str, int] = field(default_factory=dict[str, int])
+    """The same of each layer."""
 
 
 @dataclass(frozen=True)

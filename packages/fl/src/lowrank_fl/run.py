@@ -27,6 +27,8 @@ from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder, finished_rounds, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_to_resume
 from lowrank_fl.models.adapted import write_adapter
+from lowrank_fl.ranks.allocation import RankAllocation
+from lowrank_fl.ranks.layers import fit
 from lowrank_fl.reporting.run_page import write_report
 from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
 from lowrank_fl.state import state_of, trained_names, transferred
@@ -236,6 +238,7 @@ class _Run:
         self.params = report.params if report else sum(parameter.numel() for parameter in model.parameters())
         self.original_params = report.original_params if report else self.params
         self.base = BaseModel.of(model, config.update.interval, config.engine.threads)
+        ranks = RankAllocation.of(model, config.rounds)
         how = training_of(config, self.path / "clients")
         if config.engine.execution == "auto":
             how = settle(model, examples, parts, how, config, self.path, self.observer.note)
@@ -269,6 +272,8 @@ class _Run:
             strategy = make_strategy(config.strategy, federation, trained_names(model, how.personalization))
             if checkpoint:
                 load_strategy_state(strategy, checkpoint.strategy, arrays)
+                if ranks:
+                    ranks.load_state(checkpoint.ranks)
             wire = Wire(config.codec, config.seed, self.base)
             if checkpoint:
                 wire.load_state(checkpoint.wire)
@@ -284,6 +289,7 @@ class _Run:
                 first=done + 1,
                 examples=[len(rows) for rows in parts.train],
                 aggregation=FactorAggregation(config.aggregation, model, config.engine.threads),
+                ranks=ranks,
             ):
                 began = time.perf_counter()
                 merged = self._merged(trained.arrays)
@@ -294,7 +300,12 @@ class _Run:
                 row = _row(trained, found, time.perf_counter() - began)
                 folder.add_round(row)
                 carried = Checkpoint(
-                    trained.number, to_arrays(trained.arrays), strategy_state(strategy), wire.state(), base
+                    trained.number,
+                    to_arrays(trained.arrays),
+                    strategy_state(strategy),
+                    wire.state(),
+                    base,
+                    ranks.state() if ranks else {},
                 )
                 save_checkpoint(self.path, config, carried)
                 self.rows.append(row)
@@ -311,6 +322,9 @@ class _Run:
 
     def _finish(self, folder: RunFolder, arrays: ArrayRecord, *, interrupted: bool) -> RunSummary:
         """Write what the finished rounds came to."""
+        if self.config.adapter.method == "adalora":
+            dropped = self.transferred_params - sum(array.size for array in to_arrays(arrays).values())
+            self.params, self.transferred_params = self.params - dropped, self.transferred_params - dropped
         whole = self.initial | to_arrays(arrays)
         if self.base:
             whole = {name: array for name, array in whole.items() if name not in self.base.updates.names}
@@ -318,6 +332,7 @@ class _Run:
         if self.config.adapter.method is not None:
             # A model of its own, because clients may be training the run's.
             model, _ = model_of(self.config, self.examples)
+            fit(model, whole)
             model.load_state_dict({name: torch.from_numpy(array) for name, array in whole.items()}, strict=False)
             write_adapter(model, self.config.model.name, self.config.adapter, self.path / "adapter")
         summary = self._summary(interrupted)
@@ -388,4 +403,6 @@ def _row(trained: TrainedRound, found: Evaluation, seconds: float) -> RoundRow:
         aggregation_gap=trained.found.gap,
         layer_gaps=trained.found.layer_gaps,
         refit_residual=trained.found.residual,
+        rank=sum(trained.ranks.values()) if trained.ranks else None,
+        layer_ranks=trained.ranks,
     )

@@ -18,6 +18,7 @@ from lowrank_core.layers import FactorizedWeight
 from lowrank_fl.config import AdapterConfig, ModelConfig
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model, head_of
+from lowrank_fl.ranks.layers import fit
 from lowrank_fl.state import state_of
 
 
@@ -59,7 +60,8 @@ def network_of(folder: Path, description: Mapping[str, Any]) -> nn.Module:
 
 
 def fill(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give the model all the values of `state_of`; raises LowrankError where names or shapes differ."""
+    """Give the model all the values of `state_of`; raises LowrankError where names or shapes differ, ranks aside."""
+    fit(model, tensors)
     if wrong := _first_difference(_shapes(state_of(model)), _shapes(tensors)):
         raise damaged(folder, f"{wrong} is not as model.json has it")
     model.load_state_dict(tensors, strict=False)

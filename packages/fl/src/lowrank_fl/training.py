@@ -19,6 +19,8 @@ from lowrank_fl.config import CodecConfig, Execution, FederationConfig, UpdateCo
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.data.placement import on_device
 from lowrank_fl.drift import Drift
+from lowrank_fl.ranks.layers import fit
+from lowrank_fl.ranks.training import RankTraining
 from lowrank_fl.seeds import Purpose, derive_seed
 from lowrank_fl.state import SHARED, Personalization, local_names, state_of, trained_state
 
@@ -148,6 +150,8 @@ class Trained:
     loss: float
     """Mean of the last epoch."""
     steps: int
+    importance: Tensor | None = None
+    """Of AdaLoRA's directions, layer after layer; None without AdaLoRA."""
 
 
 class Trainer:
@@ -164,6 +168,7 @@ class Trainer:
         self.state = trained_state(self.model)
         self._tensors = state_of(self.model)
         self.local = local_names(self.model, how.personalization)
+        self.ranks = RankTraining.of(self.model)
         self.examples = on_device(examples, self.device)
         self.parts = parts
 
@@ -173,7 +178,12 @@ class Trainer:
         return {name: tensor for name, tensor in self.state.items() if name not in self.local}
 
     def load(self, tensors: Mapping[str, np.ndarray] | Mapping[str, Tensor]) -> None:
-        """Copy a model, or a part of one, into the resident one; what is frozen too, where it comes."""
+        """Copy a model, or a part of one, into the resident one; what is frozen too, where it comes.
+
+        It takes AdaLoRA's ranks from there.
+        """
+        if fit(self.model, tensors):
+            self.state, self._tensors = trained_state(self.model), state_of(self.model)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._tensors[name].copy_(torch.as_tensor(tensor))
@@ -235,6 +245,8 @@ class Trainer:
         self.model.zero_grad()
         total = torch.zeros((), device=self.device)
         steps = 0
+        if self.ranks:
+            self.ranks.begin()
         for _ in range(epochs):
             total.zero_()
             order = torch.randperm(len(labels)).to(self.device)
@@ -242,11 +254,15 @@ class Trainer:
                 total += len(batch) * self.backward(inputs[batch], labels[batch], lr)
                 if correct:
                     correct()
+                if self.ranks:
+                    self.ranks.before_step()
                 steps += 1
                 sgd.step()
+                if self.ranks:
+                    self.ranks.after_step()
         loss = total.item() / len(labels)
         self.check_loss(loss, client, round_number)
-        return Trained(len(labels), loss, steps)
+        return Trained(len(labels), loss, steps, self.ranks.scores() if self.ranks else None)
 
     def evaluate(self, start: int) -> tuple[int, float]:
         """Correct answers and summed loss of the loaded model on one slice of the server's test set."""

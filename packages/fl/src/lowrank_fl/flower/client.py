@@ -13,6 +13,7 @@ from lowrank_fl.client_state import ClientStates
 from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.held_weights import HeldWeights
+from lowrank_fl.flower.importance import IMPORTANCE, SCORES
 from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.personal import Personal
@@ -27,8 +28,8 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     `server-round`, the `state-round` that left what the client goes on from, `lr` and, under FedProx, `proximal-mu`,
     under FedDyn `feddyn-alpha`, and where one factor of each weight is trained, its `factor-turn`; SCAFFOLD adds the
     server's control variate as `control`. The reply carries the trained `arrays`, in a turn no others, under SCAFFOLD
-    the change of the client's control variate as `control`, and as `metrics` the weight `num-examples` and the `loss`;
-    `reply` makes the record of the trained arrays.
+    the change of the client's control variate as `control`, with AdaLoRA the array record `importance`, and as
+    `metrics` the weight `num-examples` and the `loss`; `reply` makes the record of the trained arrays.
 
     An evaluation message carries `arrays`, `client`, `server-round`, `state-round` and `lr` likewise; the reply's
     `metrics` are `num-examples`, `accuracy` and `loss` on what the client holds out.
@@ -54,6 +55,8 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
             change = rule.finish(trained.steps, lr)
             if change is not None:
                 content["control"] = to_record(change, shared=False)
+        if trained.importance is not None:
+            content[IMPORTANCE] = to_record({SCORES: trained.importance}, shared=False)
         content["metrics"] = MetricRecord({"num-examples": trained.examples, "loss": trained.loss})
         return Message(content, reply_to=message)
 

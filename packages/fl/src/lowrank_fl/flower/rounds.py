@@ -16,12 +16,14 @@ from lowrank_fl.aggregation import FactorAggregation, Found
 from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
+from lowrank_fl.flower.importance import IMPORTANCE, SCORES, take_importance
 from lowrank_fl.flower.instructions import FACTOR_TURN
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.screening import check_dropped, finite, metrics_of, screen, training_fault
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.packing import Arrays
+from lowrank_fl.ranks.allocation import RankAllocation
 from lowrank_fl.seeds import derive_seed
 
 
@@ -40,6 +42,8 @@ class TrainedRound:
     """The clients whose replies were not used, and why."""
     found: Found
     """What was found out about factors."""
+    ranks: dict[str, int]
+    """Of AdaLoRA's layers, as the round leaves them; empty without it."""
 
 
 def train_rounds(
@@ -54,6 +58,7 @@ def train_rounds(
     first: int = 1,
     examples: Sequence[int] | None = None,
     aggregation: FactorAggregation | None = None,
+    ranks: RankAllocation | None = None,
 ) -> Iterator[TrainedRound]:
     """Yield every round from `first` on as it ends; the caller evaluates and keeps what it needs.
 
@@ -62,6 +67,7 @@ def train_rounds(
 
     examples: how many each client trains on, which is the most that it may weigh; any number if not given.
     aggregation: what is done about factors beside the strategy's step; nothing if not given.
+    ranks: of AdaLoRA's layers, which replies bring importances for; they stay if not given.
 
     Raises:
         LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows, or all are, or
@@ -75,8 +81,11 @@ def train_rounds(
         random.seed(derive_seed(seed, "sampling", number))
         exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid), returned)
         messages = exchange.messages
-        sound, dropped = screen(exchange.replies, messages, training_fault(examples, returned))
+        directions = sum(ranks.ranks(to_arrays(arrays)).values()) if ranks else None
+        sound, dropped = screen(exchange.replies, messages, training_fault(examples, returned, directions))
         check_dropped(dropped, len(messages), federation.tolerated_failures, f"be used in round {number}")
+        if ranks:
+            ranks.take([(_examples(reply), take_importance(reply)) for reply in sound])
         found = aggregation.combine(to_arrays(arrays), [_trained(reply) for reply in sound]) if aggregation else Found()
         with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at below
             aggregated, metrics = strategy.aggregate_train(number, sound)
@@ -91,12 +100,15 @@ def train_rounds(
         wire.accept(number, sound)
         if wire.base:
             wire.base.follow(to_arrays(arrays))
+        if ranks:
+            arrays = to_record(ranks.drop(number, to_arrays(arrays)), shared=True)
         loss = metrics["loss"]
         assert isinstance(loss, float)
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
         seconds = time.perf_counter() - began
         up, down = exchange.uplink_bytes, exchange.downlink_bytes
-        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found)
+        left = ranks.ranks(to_arrays(arrays)) if ranks else {}
+        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found, left)
 
 
 def _turn(aggregation: FactorAggregation | None, number: int) -> dict[str, int]:
@@ -107,8 +119,11 @@ def _turn(aggregation: FactorAggregation | None, number: int) -> dict[str, int]:
 
 def _trained(reply: Message) -> tuple[int, Arrays]:
     """A sound reply's examples and arrays."""
-    count = metrics_of(reply, ("loss",))["num-examples"]
-    return int(count), to_arrays(reply.content.array_records["arrays"])
+    return _examples(reply), to_arrays(reply.content.array_records["arrays"])
+
+
+def _examples(reply: Message) -> int:
+    return int(metrics_of(reply, ("loss",))["num-examples"])
 
 
 def _as_before(aggregated: Arrays, before: ArrayRecord) -> ArrayRecord:
@@ -126,6 +141,7 @@ def measure_round(
     number: int = 1,
     aggregation: FactorAggregation | None = None,
     sampling: int = 0,
+    directions: int | None = None,
 ) -> tuple[int, int]:
     """The bytes down and up of that round with a model like `state`, from the messages the strategy really makes.
 
@@ -133,6 +149,7 @@ def measure_round(
     client that takes part in every round. Updates are followed from round to round likewise.
 
     sampling: the seed that the round's clients are drawn by.
+    directions: how many have their importance sent; nothing is sent if not given.
     """
     arrays = to_record(state, shared=False)
     grid = LocalGrid(federation.clients, lambda sent: [Message(answer, reply_to=m) for m in sent], shared=False)
@@ -141,19 +158,23 @@ def measure_round(
     told = ConfigRecord({"lr": 0.1, **_turn(aggregation, number)})
     returned = aggregation.returned(number) if aggregation else None
     messages = list(strategy.configure_train(number, arrays, told, grid))
-    answer = _answer(messages[0], wire.codec, returned)
+    answer = _answer(messages[0], wire.codec, returned, directions)
     exchange = wire.exchange(grid, messages, returned)
     if wire.base:
         wire.base.follow(to_arrays(arrays), merge=False)
     return exchange.downlink_bytes, exchange.uplink_bytes
 
 
-def _answer(message: Message, codec: CodecConfig, returned: Collection[str] | None) -> RecordDict:
+def _answer(
+    message: Message, codec: CodecConfig, returned: Collection[str] | None, directions: int | None
+) -> RecordDict:
     """A client's reply, which has a record like every one it gets; its size does not depend on the numbers."""
     metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
     records = {
         key: to_record({n: a for n, a in to_arrays(record).items() if returned is None or n in returned}, shared=False)
         for key, record in message.content.array_records.items()
     }
+    if directions is not None:
+        records[IMPORTANCE] = to_record({SCORES: np.zeros(directions, np.float32)}, shared=False)
     content = RecordDict({**records, "metrics": metrics})
     return codec_mod(codec, 0)(message, make_context(0, 1), lambda m, _: Message(content, reply_to=m)).content

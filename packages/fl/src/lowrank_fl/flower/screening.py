@@ -12,6 +12,7 @@ from lowrank_core import LowrankError
 from lowrank_fl.codecs import Undecodable
 from lowrank_fl.flower.codecs.content import read
 from lowrank_fl.flower.grid import client_of
+from lowrank_fl.flower.importance import IMPORTANCE, importance_fault
 from lowrank_fl.flower.records import array_records
 from lowrank_fl.packing import Arrays
 
@@ -74,11 +75,14 @@ def check_dropped(dropped: Mapping[int, str], asked: int, tolerated: float, task
     )
 
 
-def training_fault(examples: Sequence[int] | None = None, returned: Collection[str] | None = None) -> Fault:
+def training_fault(
+    examples: Sequence[int] | None = None, returned: Collection[str] | None = None, directions: int | None = None
+) -> Fault:
     """What is wrong with a trained reply: its metrics, its arrays or their numbers.
 
     examples: how many each client trains on; a client that reports more would outweigh the others.
     returned: the names, among those that were sent, of the arrays that come back; all of them if not given.
+    directions: how many have their importance sent beside the arrays; nothing is sent if not given.
     """
 
     def fault(reply: Message, message: Message) -> str | None:
@@ -89,7 +93,8 @@ def training_fault(examples: Sequence[int] | None = None, returned: Collection[s
         most = examples[client_of(reply.metadata.src_node_id)] if examples else None
         if most is not None and count > most:
             return f"it reports {count} examples, and has {most}"
-        return _array_fault(reply, message, returned)
+        wrong = _array_fault(reply, message, returned, [] if directions is None else [IMPORTANCE])
+        return wrong or (None if directions is None else importance_fault(reply, directions))
 
     return fault
 
@@ -120,12 +125,14 @@ def metrics_of(reply: Message, names: Collection[str]) -> dict[str, float]:
     return found
 
 
-def _array_fault(reply: Message, message: Message, returned: Collection[str] | None) -> str | None:
+def _array_fault(
+    reply: Message, message: Message, returned: Collection[str] | None, added: Sequence[str]
+) -> str | None:
     expected, given = array_records(message.content), array_records(reply.content)
-    if list(given) != list(expected):
-        return f"it sent the arrays {', '.join(given) or 'none'} instead of {', '.join(expected)}"
-    for key, record in given.items():
-        like = expected[key]
+    if list(given) != [*expected, *added]:
+        return f"it sent the arrays {', '.join(given) or 'none'} instead of {', '.join([*expected, *added])}"
+    for key, like in expected.items():
+        record = given[key]
         if list(record) != [name for name in like if returned is None or name in returned]:
             return f"the arrays of {key} have other names than {'were sent' if returned is None else 'are due'}"
         try:

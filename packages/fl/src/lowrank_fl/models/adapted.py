@@ -1,7 +1,8 @@
 """An adapter on a network of ours: its layers are frozen, the adapter, norms and the last layer are trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from lowrank_fl.config import AdapterConfig
 from lowrank_fl.models.build import head_of
 from lowrank_fl.models.pretrained import Pretrained, last_layer
 
-_METHODS = {"lora": core.LoRA, "loha": core.LoHa, "lokr": core.LoKr}
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -40,7 +40,6 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
     Raises:
         UsageError: `adapter.target` means no layer, or one that cannot be adapted.
     """
-    assert adapter.method is not None
     model, head = _inner(model, network)
     original_params = _count(model)
     with torch.random.fork_rng(devices=[]):
@@ -48,7 +47,7 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
         try:
             inject(
                 model,
-                _METHODS[adapter.method](
+                _method_of(adapter)(
                     rank=adapter.rank,
                     alpha=adapter.alpha,
                     target_modules=_targets(model, network, head, adapter),
@@ -60,6 +59,8 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
             said = str(error).replace("target_modules", "adapter.target")
             said = said.replace("exclude_modules or modules_to_save names", "adapter.head leaves out")
             raise UsageError(said) from None
+        if adapter.method == "adalora":
+            _make_orthonormal(model)
     for path in trained_whole(model, head, adapter):
         model.get_submodule(path).requires_grad_(True)
     changed = tuple(
@@ -75,6 +76,18 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
         for path, one in adapters_of(model).items()
     )
     return FactorizeReport(changed, (), original_params, _count(model))
+
+
+@torch.no_grad()
+def _make_orthonormal(model: nn.Module) -> None:
+    """Draw the rows of A and the columns of B, in ΔW = B diag(E) A, orthonormal; E stays zero.
+
+    PEFT draws them so small that E's gradient is nearly none, which Adam makes up for and SGD, with which clients
+    train, does not.
+    """
+    for one in adapters_of(model).values():
+        for name in ("lora_A", "lora_B"):
+            nn.init.orthogonal_(one.factors[name])
 
 
 def trained_whole(model: nn.Module, head: str, adapter: AdapterConfig) -> list[str]:
@@ -96,6 +109,20 @@ def write_adapter(model: nn.Module, network: str, adapter: AdapterConfig, folder
     file = replace(adapter_file_of(model), saved=saved)
     file = replace(file, config=replace(config, other_fields=file.config.other_fields))
     write([file], folder, "peft", {file.component: layers_of_model(model)}, overwrite=True)
+
+
+def _method_of(adapter: AdapterConfig) -> Callable[..., core.AdapterConfig]:
+    """The adapter's configuration in core, but for what all methods share."""
+    assert adapter.method is not None
+    if adapter.method != "adalora":
+        return {"lora": core.LoRA, "loha": core.LoHa, "lokr": core.LoKr}[adapter.method]
+    return partial(
+        core.AdaLoRA,
+        target_rank=adapter.last_rank,
+        warmup=adapter.warmup,
+        settle=adapter.settle,
+        orthogonality=adapter.orthogonality,
+    )
 
 
 def _inner(model: nn.Module, network: str) -> tuple[nn.Module, str]:

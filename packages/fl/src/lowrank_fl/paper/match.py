@@ -29,6 +29,7 @@ _OF_STRATEGY = {
     "fedtrimmedavg": ("trim",),
     "krum": ("malicious",),
 }
+_OF_ADALORA = frozenset(f"adapter.{key}" for key in ("target_rank", "warmup", "settle", "orthogonality"))
 _OF_PERSONALIZATION = {"fedrep": ("epochs",), "ditto": ("epochs", "mu")}
 _SERVER_LR = {"fedavgm": 1.0, "scaffold": 1.0}
 _ADAPTIVE_SERVER_LR = 0.01
@@ -70,6 +71,9 @@ def essence(config: RunConfig) -> dict[str, Any]:
         flat["model.gamma"] = DEFAULT_GAMMA
     if config.adapter.method is None:
         dropped |= _unread(flat, "adapter", ())
+    elif config.adapter.method != "adalora":
+        dropped |= _OF_ADALORA
+    flat["adapter.target_rank"] = config.adapter.last_rank
     if config.update.kind == "none":
         dropped |= _unread(flat, "update", ())
     if method != "fedpara":
