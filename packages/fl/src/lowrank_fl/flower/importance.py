@@ -5,7 +5,7 @@ from flwr.app import Message, RecordDict
 
 from lowrank_fl.codecs import Undecodable
 from lowrank_fl.flower.codecs.content import read
-from lowrank_fl.flower.records import to_arrays
+from lowrank_fl.flower.records import array_records, to_arrays
 
 IMPORTANCE, SCORES = "importance", "scores"
 """The record of a reply, and its one array: float32 `(directions,)`, layer after layer. No codec touches it."""
@@ -13,7 +13,7 @@ IMPORTANCE, SCORES = "importance", "scores"
 
 def importance_fault(reply: Message, directions: int) -> str | None:
     """What is wrong with a reply's importances, which are to be of so many directions."""
-    record = reply.content.array_records[IMPORTANCE]
+    record = array_records(reply.content)[IMPORTANCE]
     if list(record) != [SCORES]:
         return f"the arrays of {IMPORTANCE} have other names than {SCORES}"
     try:
@@ -29,6 +29,6 @@ def importance_fault(reply: Message, directions: int) -> str | None:
 
 def take_importance(reply: Message) -> np.ndarray:
     """Take the importances out of a sound reply, in which a strategy expects the model's arrays alone."""
-    scores = to_arrays(reply.content.array_records[IMPORTANCE])[SCORES]
+    scores = to_arrays(array_records(reply.content)[IMPORTANCE])[SCORES]
     reply.content = RecordDict({key: record for key, record in reply.content.items() if key != IMPORTANCE})
     return scores
