@@ -414,6 +414,20 @@ def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypat
     assert ends[0] == ends[1]
 
 
+def test_a_run_does_not_go_on_from_another_start(tmp_path):
+    start, stopped = tmp_path / "start", tmp_path / "stopped"
+    run(config("rounds=1", kind="none"), start, Watcher())
+    with pytest.raises(LowrankError, match="interrupted"):
+        run(config(f"model.start={start}"), stopped, Watcher(interrupt_after=1))
+    resume(start, Watcher(), ["rounds=2"])
+    with pytest.raises(LowrankError) as caught:
+        resume(stopped, Watcher())
+    assert str(caught.value) == (
+        f"the frozen weights under the updates of {stopped} are others than it began with; put the run in "
+        f"model.start ({start}) back as it was, or start a new run"
+    )
+
+
 def test_testing_changes_nothing_of_the_training(tmp_path):
     given = ["partition.held_out=0.2", "update.interval=2"]
     models = []

@@ -228,8 +228,9 @@ class _Run:
         model, report = model_of(config, examples)
         base = base_digest(model)
         if checkpoint and checkpoint.base != base:
+            over = "adapter" if config.adapter.method else "updates"
             raise LowrankError(
-                f"the frozen weights under the adapter of {self.path} are others than it began with; put the run in "
+                f"the frozen weights under the {over} of {self.path} are others than it began with; put the run in "
                 f"model.start ({config.model.start}) back as it was, or start a new run"
             )
         for entry in report.left if report else ():

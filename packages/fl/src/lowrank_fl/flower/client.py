@@ -27,7 +27,8 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     the `client` (the node's `partition-id` if not given, because a node may host one client or several),
     `server-round`, the `state-round` that left what the client goes on from, `lr` and, under FedProx, `proximal-mu`,
     under FedDyn `feddyn-alpha`, and where one factor of each weight is trained, its `factor-turn`; SCAFFOLD adds the
-    server's control variate as `control`. The reply carries the trained `arrays`, in a turn no others, under SCAFFOLD
+    server's control variate as `control`, and with updates there is what the client's weights miss
+    (`flower/base_model.py`). The reply carries the trained `arrays`, in a turn no others, under SCAFFOLD
     the change of the client's control variate as `control`, with AdaLoRA the array record `importance`, and as
     `metrics` the weight `num-examples` and the `loss`; `reply` makes the record of the trained arrays.
 
