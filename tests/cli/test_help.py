@@ -7,7 +7,7 @@ import sys
 import pytest
 
 FL = [("fl",), *(("fl", command) for command in ("run", "presets", "partition", "report"))]
-DIFFUSION = [("diffusion",), ("diffusion", "train"), ("diffusion", "presets")]
+DIFFUSION = [("diffusion",), *(("diffusion", command) for command in ("train", "presets", "merge", "extract"))]
 COMMANDS = [(), *FL, *DIFFUSION, ("convert",), ("count-params",), ("infer",)]
 HEAVY = {"torch", "torchvision", "flwr", "flwr_datasets", "datasets", "diffusers", "peft", "pydantic", "numpy", "rich"}
 

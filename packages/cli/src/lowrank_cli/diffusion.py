@@ -85,6 +85,145 @@ def train(
         carry_out(settings, out, as_json=as_json, quiet=quiet)
 
 
+_WRITING = "Adapter"
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Where to write: a .safetensors file or a folder.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="What to write: lora or loha (lora).", show_default=False, rich_help_panel=_WRITING
+    ),
+]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="kohya (also for ComfyUI and A1111), peft or diffusers; by PATH, kohya for a file and peft for a folder.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1; the machine's accelerator if not given.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what is at PATH.", rich_help_panel="Output")]
+
+
+@app.command(
+    cls=SectionedCommand,
+    epilog="Example: lowrank diffusion merge pets oil --weights 0.7,0.3 --out both",
+)
+def merge(
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER ADAPTER...", show_default=False)] = [],  # noqa: B006
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="How much each adapter counts, in their order; 1 each if not given.",
+            show_default=False,
+            rich_help_panel=_WRITING,
+        ),
+    ] = None,
+    method: Method = "lora",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Cut the sum off at this rank, and say what that loses; the sum of all ranks, exact, if not given.",
+            show_default=False,
+            rich_help_panel=_WRITING,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The model they are for, if it is not SDXL: a diffusers folder or tiny.",
+            show_default=False,
+            rich_help_panel=_WRITING,
+        ),
+    ] = None,
+    out: Out = None,
+    form: Form = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge adapters into one adapter that draws what all of them together draw.
+
+    ADAPTER is a PEFT folder, the folder of a run, or a .safetensors file of kohya, LyCORIS, ComfyUI or diffusers; LoRA,
+    LoHa, LoKr and AdaLoRA may be mixed. The sum is a LoRA, exactly, unless --rank makes it smaller.
+    """
+    from lowrank_cli.merging import merge_adapters
+
+    merge_adapters(
+        adapters,
+        weights,
+        out,
+        method=method,
+        rank=rank,
+        form=form,
+        base=base,
+        device=device,
+        overwrite=overwrite,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@app.command(
+    cls=SectionedCommand,
+    epilog="Example: lowrank diffusion extract sdxl mine --method loha --out learned",
+)
+def extract(
+    base: Annotated[str | None, typer.Argument(metavar="BASE", show_default=False)] = None,
+    tuned: Annotated[str | None, typer.Argument(metavar="TUNED", show_default=False)] = None,
+    method: Method = "lora",
+    rank: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="The larger, the more is kept, and the larger the file (16).",
+            show_default=False,
+            rich_help_panel=_WRITING,
+        ),
+    ] = 16,
+    out: Out = None,
+    form: Form = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make an adapter of what a fine-tuned model has learned: the difference between two whole models.
+
+    BASE is the model that TUNED was made from, both diffusers folders (or tiny). The table says how much of each
+    layer's change the adapter keeps, worst layers first.
+    """
+    from lowrank_cli.merging import extract_adapter
+
+    extract_adapter(
+        base,
+        tuned,
+        out,
+        method=method,
+        rank=rank,
+        form=form,
+        device=device,
+        overwrite=overwrite,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
 @app.command(cls=SectionedCommand, epilog="Example: lowrank diffusion presets")
 def presets(as_json: Json = False) -> None:
     """List the presets that `lowrank diffusion train` knows."""

@@ -12,7 +12,6 @@ Where a product's rank would exceed the layer's, ΔW itself is one factor and th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from lowrank_core.files.bundle import AdapterFile, Layers, ModuleAdapter, with_p
 from lowrank_core.files.peft_config import carried_over
 from lowrank_core.files.shapes import check_kernels_known, geometry_of
 from lowrank_core.files.tensors import stored_dtype
+from lowrank_core.fitting.low_rank import truncated, whole_pair
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def as_lora(file: AdapterFile, layers: Layers | None = None, rank: int | None = 
         if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
             raise LowrankError(f"{name} has numbers that are not finite; take an earlier checkpoint of the adapter")
         dtype = stored_dtype(next(iter(module.factors.values())))
-        modules[name] = _module(up.to(dtype), down.to(dtype), geometry, scaling)
+        modules[name] = lora_module(up.to(dtype), down.to(dtype), geometry, scaling)
     plain = LoRA(target_modules=[], modules_to_save=config.modules_to_save, other_fields=carried_over(config))
     result = replace(file, config=with_patterns(plain, modules), modules=modules)
     return LoRAExport(result, _largest(result), lost == 0, energy, lost)
@@ -94,7 +94,7 @@ def _largest(file: AdapterFile) -> int:
     return max(module.rank for module in file.modules.values())
 
 
-def _module(up: Tensor, down: Tensor, geometry: Geometry, scaling: float) -> ModuleAdapter:
+def lora_module(up: Tensor, down: Tensor, geometry: Geometry, scaling: float) -> ModuleAdapter:
     """The factors in PEFT's shapes, and the alpha that keeps the scale out of them."""
     rank, kernel = up.shape[1], geometry.kernel
     if geometry.kind == "embedding":
@@ -120,9 +120,7 @@ def exact_pair(form: Form, factors: Mapping[str, Tensor], geometry: Geometry) ->
     outputs, inputs = geometry.matrix_shape
     if up.shape[1] <= min(outputs, inputs):
         return up, down
-    whole = form.compose(factors, geometry).reshape(outputs, inputs)
-    identity = torch.eye(min(outputs, inputs), dtype=whole.dtype, device=whole.device)
-    return (identity, whole) if outputs <= inputs else (whole, identity)
+    return whole_pair(form.compose(factors, geometry).reshape(outputs, inputs))
 
 
 def _loha(form: LoHaForm, factors: Mapping[str, Tensor], geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -161,8 +159,7 @@ def _lokr(form: LoKrForm, factors: Mapping[str, Tensor], geometry: Geometry) -> 
 def _side(whole: Tensor, up: Tensor | None, down: Tensor | None) -> tuple[Tensor, Tensor]:
     if up is not None and down is not None and up.shape[1] <= min(whole.shape):
         return up, down
-    identity = torch.eye(min(whole.shape), dtype=whole.dtype, device=whole.device)
-    return (identity, whole) if whole.shape[0] <= whole.shape[1] else (whole, identity)
+    return whole_pair(whole)
 
 
 def _kept(factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -172,18 +169,3 @@ def _kept(factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if not len(kept):
         return up.new_zeros(up.shape[0], 1), down.new_zeros(1, down.shape[1])
     return up[:, kept], down[kept]
-
-
-def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """The best approximation of up · down of this rank, its energy, and the energy of what it leaves out.
-
-    The singular values are those of a product of two R x R triangles, at a cost of O((out + in·K) R² + R³).
-    """
-    linalg: Any = torch.linalg  # which has no types
-    q_up, r_up = linalg.qr(up)
-    q_down, r_down = linalg.qr(down.T)
-    left, values, right = linalg.svd(r_up @ r_down.T, full_matrices=False)
-    root = values[:rank].sqrt()
-    energies = values.square()
-    kept, gone = float(energies[:rank].sum()), float(energies[rank:].sum())
-    return q_up @ left[:, :rank] * root, root.unsqueeze(1) * (right[:rank] @ q_down.T), kept, gone

@@ -27,6 +27,18 @@ COMPONENT_OF_CLASS: dict[str, Component] = {
     "CLIPTextModel": "te1",
     "CLIPTextModelWithProjection": "te2",
 }
+CLASS_OF_COMPONENT: dict[Component, dict[str, str]] = {
+    "unet": {
+        "base_model_class": "UNet2DConditionModel",
+        "parent_library": "diffusers.models.unets.unet_2d_condition",
+    },
+    "te1": {"base_model_class": "CLIPTextModel", "parent_library": "transformers.models.clip.modeling_clip"},
+    "te2": {
+        "base_model_class": "CLIPTextModelWithProjection",
+        "parent_library": "transformers.models.clip.modeling_clip",
+    },
+}
+"""PEFT's `auto_mapping`."""
 COMPONENT_OF_FOLDER: dict[str, Component] = {
     "unet": "unet",
     "text_encoder": "te1",

@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         LowrankError: there is no such file, it is a pickle, it is no safetensors file, or it is cut off.
     """
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+
+
+@contextmanager
+def open_tensors(path: Path) -> Generator[Any]:
+    """An open safetensors file, of which `get_tensor(name)` reads one tensor at a time.
+
+    Raises:
+        LowrankError: as `read_tensors`.
+    """
     check_readable(path)
     try:
-        with _open(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        file: Any = safe_open(path, "pt")  # which has no types
+        with file as opened:
+            yield opened
     except SafetensorError as error:
         raise LowrankError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
-
-
-def _open(path: Path) -> Any:
-    # safetensors has no types.
-    return safe_open(path, "pt")
 
 
 def check_readable(path: Path) -> None:
@@ -73,12 +81,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         LowrankError: as `read_tensors`.
     """
-    check_readable(path)
-    try:
-        with _open(path) as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError as error:
-        raise LowrankError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    with open_tensors(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

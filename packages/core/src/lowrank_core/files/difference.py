@@ -1,0 +1,125 @@
+"""Two models in files, tensor by tensor: what differs, without either of them in memory."""
+
+import json
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core.errors import LowrankError
+from lowrank_core.files.base import weight_files
+from lowrank_core.files.bundle import Component
+from lowrank_core.files.check import some
+from lowrank_core.files.peft import COMPONENT_OF_CLASS, COMPONENT_OF_FOLDER
+from lowrank_core.files.tensors import open_tensors
+
+_EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
+"""Matrices of a CLIP text encoder that are no linear layers."""
+_ORIGINAL = "model.diffusion_model."
+"""How keys begin in single files of whole models, which have names of their own."""
+
+
+class StoredModel:
+    """The tensors of one model, read when they are asked for.
+
+    shapes: of all of them, by name.
+    """
+
+    def __init__(self, files: Sequence[Any]) -> None:
+        self._file_of = {name: file for file in files for name in file.keys()}
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._file_of[name].get_tensor(name)
+
+    @property
+    def layers(self) -> list[str]:
+        """The weights of linear layers and convolutions."""
+        return [
+            name
+            for name, shape in self.shapes.items()
+            if name.endswith(".weight") and len(shape) > 1 and not name.endswith(_EMBEDDINGS)
+        ]
+
+
+@dataclass(frozen=True)
+class TwoModels:
+    """The same network of two pipelines."""
+
+    component: Component
+    base: StoredModel
+    tuned: StoredModel
+
+
+@contextmanager
+def opened(base: Path, tuned: Path) -> Generator[list[TwoModels]]:
+    """The networks that two folders have both, with the same layers of the same shapes.
+
+    Raises:
+        LowrankError: a folder without weights, or with none of the other's networks; a file of a whole model in its
+            authors' layout; a damaged file; layers that only one has, or that differ in shape.
+    """
+    files = [_networks(folder) for folder in (base, tuned)]
+    if not (shared := [component for component in files[0] if component in files[1]]):
+        raise LowrankError(
+            f"{base} holds {_list(files[0])} and {tuned} {_list(files[1])}, which have nothing in common; "
+            "give two folders of the same kind of model"
+        )
+    with ExitStack() as stack:
+        pairs: list[TwoModels] = []
+        for component in shared:
+            sides = [
+                StoredModel([stack.enter_context(open_tensors(path)) for path in networks[component]])
+                for networks in files
+            ]
+            pair = TwoModels(component, *sides)
+            _check(pair, base, tuned)
+            pairs.append(pair)
+        yield pairs
+
+
+def _networks(folder: Path) -> dict[Component, list[Path]]:
+    """The files of each network in a folder."""
+    if not folder.exists():
+        raise LowrankError(f"there is no file or folder {folder}; give the folder of a model as diffusers saves it")
+    return {part or _component(folder): files for part, files in weight_files(folder).items()}
+
+
+def _component(folder: Path) -> Component:
+    """Which network of a pipeline a folder of one model is, by its config.json, else by its name."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = fields.get("_class_name") or (fields.get("architectures") or [""])[0]
+    except (OSError, ValueError, AttributeError):
+        kind = ""
+    return COMPONENT_OF_CLASS.get(kind) or COMPONENT_OF_FOLDER.get(folder.resolve().name, "")
+
+
+def _list(components: Iterable[Component]) -> str:
+    return ", ".join(component or "a model without a name" for component in components)
+
+
+def _check(pair: TwoModels, base: Path, tuned: Path) -> None:
+    layers = [pair.base.layers, pair.tuned.layers]
+    for names, where in zip(layers, (base, tuned), strict=True):
+        if any(name.startswith(_ORIGINAL) for name in names):
+            raise LowrankError(
+                f"{where} is a whole model in one file, in its authors' layout; save it as a diffusers folder first "
+                "(StableDiffusionXLPipeline.from_single_file, then save_pretrained)"
+            )
+    for own, other, one, two in ((*layers, base, tuned), (*layers[::-1], tuned, base)):
+        if missing := sorted(set(own) - set(other)):
+            raise LowrankError(f"{two} lacks layers that {one} has: {some(missing)}; give two models of one kind")
+    for name in layers[0]:
+        shapes = [model.shapes[name] for model in (pair.base, pair.tuned)]
+        if shapes[0] != shapes[1]:
+            raise LowrankError(
+                f"{name} is {_by(shapes[0])} in {base} and {_by(shapes[1])} in {tuned}; give two models of one kind"
+            )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
