@@ -63,7 +63,8 @@ def opened(base: Path, tuned: Path) -> Generator[list[TwoModels]]:
             authors' layout; a damaged file; layers that only one has, or that differ in shape.
     """
     files = [_networks(folder) for folder in (base, tuned)]
-    if not (shared := [component for component in files[0] if component in files[1]]):
+    shared: list[Component] = [component for component in files[0] if component in files[1]]
+    if not shared:
         raise LowrankError(
             f"{base} holds {_list(files[0])} and {tuned} {_list(files[1])}, which have nothing in common; "
             "give two folders of the same kind of model"
