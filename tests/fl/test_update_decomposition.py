@@ -377,9 +377,9 @@ def test_a_run_learns_and_leaves_a_plain_network(kind, tmp_path):
     assert (answers == examples.test_labels).float().mean().item() == pytest.approx(summary.accuracy)
 
 
-@pytest.mark.parametrize("kind", ["none", "finetune"])
-@pytest.mark.parametrize("interval", [1, 2])
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize(
+    ("kind", "interval", "after"), [("none", 1, 4), ("none", 2, 3), ("finetune", 1, 1), ("finetune", 2, 3)]
+)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(kind, interval, after, tmp_path):
     given = [f"personalization.kind={kind}", "partition.held_out=0.2", f"update.interval={interval}", "rounds=5"]
     run(config(*given, kind="kronecker"), tmp_path / "whole", Watcher())
