@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 import lowrank_core
 from lowrank_core import AdaLoRA, LoHa, LoKr, LoRA
 from lowrank_core.errors import LowrankError, UsageError
-from lowrank_core.files import combine, read
+from lowrank_core.files import combine, read, write
+from lowrank_core.files.bundle import ModuleAdapter
+from lowrank_core.files.factored import as_file
 
 TARGETS = ["conv_in", "pointwise", "to_q", "to_out.0", "head"]
 CONFIGS = {
@@ -95,6 +97,26 @@ def test_without_a_base_where_files_say_enough(net, saved, tmp_path):
     done = combine([one, two], [2, 1], tmp_path / "sum.safetensors")
     assert done.rank == 4
     assert_same(loaded(net, tmp_path / "sum.safetensors"), total([2, 1], [first, second]))
+
+
+def test_the_ways_of_naming_a_text_encoders_layer_and_a_unet_that_is_not_named(tmp_path):
+    def made(component, name, place, form):
+        factors = {"lora_A": torch.randn(1, 6), "lora_B": torch.randn(4, 1)}
+        file = as_file("lora", component, {name: ModuleAdapter(factors, 1, 1)})
+        write([file], tmp_path / place, form)
+        return tmp_path / place, (factors["lora_B"] @ factors["lora_A"]).double()
+
+    layer = "encoder.layers.0.mlp.fc1"
+    one, first = made("te1", "text_model." + layer, "one.safetensors", "kohya")
+    two, second = made("te1", layer, "text_encoder", "peft")
+    three, third = made("", "time_embedding.linear_1", "anything", "peft")
+    combine([one, two, three], [1, 2, 3], tmp_path / "sum.safetensors")
+    files = {file.component: file for file in read(tmp_path / "sum.safetensors")}
+    wanted = {"te1": ("text_model." + layer, first + 2 * second), "unet": ("time_embedding.linear_1", 3 * third)}
+    assert set(files) == set(wanted)
+    for component, (name, change) in wanted.items():
+        module = files[component].modules[name]
+        torch.testing.assert_close((module.factors["lora_B"] @ module.factors["lora_A"]).double(), change)
 
 
 def test_a_rank_cuts_off_as_the_singular_values_say(net, base, saved, tmp_path):

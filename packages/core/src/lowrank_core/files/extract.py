@@ -112,7 +112,9 @@ def _others_changed(pair: TwoModels) -> list[str]:
 
 
 def _differ(one: Tensor, two: Tensor) -> bool:
-    return one.shape != two.shape or not torch.equal(one.double(), two.double())
+    # An embedding is too large for float64, and no wider dtype tells more.
+    dtype = torch.promote_types(one.dtype, two.dtype)
+    return one.shape != two.shape or not torch.equal(one.to(dtype), two.to(dtype))
 
 
 def _change(pair: TwoModels, key: str, device: torch.device | str) -> Tensor | None:
