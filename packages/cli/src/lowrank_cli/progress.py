@@ -65,7 +65,12 @@ class _Lines(_Silent):
         accuracy = f"accuracy {summary.accuracy:.2%}"
         if summary.worst_accuracy is not None:
             accuracy = f"mean accuracy over clients {summary.accuracy:.2%} (worst tenth {summary.worst_accuracy:.2%})"
-        self._print(f"{self._title}: {accuracy} after {summary.rounds} rounds, {sent}")
+        private = "" if summary.epsilon is None else f", ε {three_digits(summary.epsilon)}"
+        waits = ""
+        if summary.simulated_seconds is not None and summary.waited_seconds is not None:
+            whole, waited = three_digits(summary.simulated_seconds), three_digits(summary.waited_seconds)
+            waits = f"; simulated {whole} s, {waited} s of them waiting for slow clients"
+        self._print(f"{self._title}: {accuracy}{private} after {summary.rounds} rounds, {sent}{waits}")
 
     def _print(self, text: str) -> None:
         typer.echo(text, err=True)
@@ -107,7 +112,9 @@ class _Live(_Lines):
         rounds_left = self._rounds - row.round
         until = time.monotonic() + self._seconds / row.round * rounds_left if rounds_left else None
         worst = "" if row.worst_accuracy is None else f" (worst tenth {row.worst_accuracy:.1%})"
-        quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}{worst}  {three_digits(self._sent / 1e6)} MB"
+        private = "" if row.epsilon is None else f"  ε {three_digits(row.epsilon)}"
+        sent = f"{three_digits(self._sent / 1e6)} MB"
+        quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}{worst}{private}  {sent}"
         self._progress.update(self._task, completed=row.round, quality=quality, until=until)
 
     def _print(self, text: str) -> None:

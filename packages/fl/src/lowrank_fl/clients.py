@@ -111,4 +111,6 @@ def training_of(config: RunConfig, folder: Path) -> LocalTraining:
         config.codec,
         config.update,
         "sequential" if config.engine.execution == "auto" else config.engine.execution,
+        privacy=config.privacy,
+        attack=config.attack,
     )

@@ -5,15 +5,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from lowrank_fl.section import Fraction, NumberFromZero, Section
+from lowrank_fl.trials import AttackConfig, FailuresConfig, PrivacyConfig, check_privacy
+
 Method = Literal["original", "lowrank", "fedpara", "pfedpara", "svd", "kronecker"]
 Execution = Literal["sequential", "batched", "graphs"]
 Kind = Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetune"]
 
-
-NumberFromZero = Annotated[float, Field(ge=0)]
 
 NETWORKS = ("cnn", "mlp", "vgg16", "resnet18", "lstm")
 """Our own; other networks come from torchvision or from a folder of transformers."""
@@ -35,10 +35,6 @@ def check_network(name: str) -> str:
         f"is {', '.join(NETWORKS)}, torchvision:NAME, or a folder that transformers has saved, got {name!r}"
         + (f"; nearest: {nearest[0]}" if nearest else "")
     )
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -326,7 +322,7 @@ class EngineConfig(Section):
     """superlink with `local_nodes`: the PEM file that the SuperLink shows; `root_certificates` must certify it."""
     private_key: str | None = None
     """superlink with `local_nodes`: the certificate's key, a PEM file."""
-    node_keys: list[str] = []
+    node_keys: list[str] = Field(default=[])
     """superlink with `local_nodes`: each SuperNode's private key, an EC key as OpenSSH writes it, with the public one
     beside it as FILE.pub; no other node is let in."""
     server_folder: str | None = None
@@ -400,8 +396,11 @@ class RunConfig(Section):
     personalization: PersonalizationConfig = PersonalizationConfig()
     aggregation: AggregationConfig = AggregationConfig()
     codec: CodecConfig = CodecConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    failures: FailuresConfig = FailuresConfig()
+    attack: AttackConfig = AttackConfig()
     engine: EngineConfig = EngineConfig()
-    sweep: dict[str, list[Any]] = {}
+    sweep: dict[str, list[Any]] = Field(default={})
     """Dotted keys and the values each takes; the runs are every combination."""
 
     @property
@@ -572,6 +571,11 @@ class RunConfig(Section):
                 f"model.jacobian_lambda is {model.jacobian_lambda:g}, and the correction is of a step that all factors "
                 "take together, which they do not under aggregation.kind one-factor; set model.jacobian_lambda=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> "RunConfig":
+        check_privacy(self)
         return self
 
     @model_validator(mode="after")

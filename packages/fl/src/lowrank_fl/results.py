@@ -1,6 +1,6 @@
 """What a run reports: a row a round, a summary at the end; the shapes of metrics.jsonl and summary.json."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,8 +32,9 @@ class RoundRow:
     of each one's own held-out examples."""
     loss: float
     """Mean cross-entropy, likewise."""
-    train_loss: float
-    """Mean over the round's clients, weighted by their examples, in their last epoch."""
+    train_loss: float | None
+    """Mean over the round's clients, weighted by their examples, in their last epoch; None where every one of them was
+    made to fail (`failures`), and the model stays as it was."""
     uplink_bytes: int
     downlink_bytes: int
     total_bytes: int
@@ -59,6 +60,12 @@ class RoundRow:
     """Of all AdaLoRA's layers together, as the round leaves them; None without AdaLoRA."""
     layer_ranks: dict[str, int] = field(default_factory=dict[str, int])
     """The same of each layer."""
+    epsilon: float | None = None
+    """ε of all rounds so far at `privacy.delta`; None without privacy or without noise."""
+    simulated_seconds: float | None = None
+    """How long the server waits for replies, where failures are simulated; none of them passes."""
+    waited_seconds: float | None = None
+    """How much of that it waits for slow clients."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,9 @@ class RunSummary:
     """Of all rounds, both ways; not in `total_bytes`."""
     execution: str = "sequential"
     """How the clients were trained: `engine.execution`, or what `auto` chose."""
+    epsilon: float | None = None
+    simulated_seconds: float | None = None
+    waited_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,12 @@ def bytes_to_reach(rows: Sequence[RoundRow], accuracy: float) -> int | None:
         if row.accuracy >= accuracy:
             return spent
     return None
+
+
+def total_of(values: Iterable[float | None]) -> float | None:
+    """The sum of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def round_seconds(computing: float, client_bytes: float, mbps: float) -> float:

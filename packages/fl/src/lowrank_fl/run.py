@@ -12,6 +12,7 @@ import torch
 from lowrank_core import LowrankError, UsageError
 from lowrank_core.run_folder import config_file, locked, prepare, take_back_config
 from lowrank_fl.aggregation import FactorAggregation
+from lowrank_fl.attack import with_poisoned_labels
 from lowrank_fl.checkpoint import Checkpoint, base_digest, load_checkpoint, save_checkpoint
 from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
 from lowrank_fl.config import RunConfig
@@ -22,15 +23,16 @@ from lowrank_fl.flower.engines import Engine, make_engine
 from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
 from lowrank_fl.flower.rounds import TrainedRound, train_rounds
-from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
+from lowrank_fl.flower.strategies import load_strategy_state, make_private, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder, finished_rounds, read_summary, run_name, write_config
 from lowrank_fl.load import expand, load_to_resume
 from lowrank_fl.models.adapted import write_adapter
+from lowrank_fl.privacy import epsilon
 from lowrank_fl.ranks.allocation import RankAllocation
 from lowrank_fl.ranks.layers import fit
 from lowrank_fl.reporting.run_page import write_report
-from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary
+from lowrank_fl.results import Evaluation, Observer, RoundRow, RunStart, RunSummary, total_of
 from lowrank_fl.state import state_of, trained_names, transferred
 
 
@@ -265,12 +267,17 @@ class _Run:
             self.observer.round_ended(row)
         stop: KeyboardInterrupt | LowrankError | None = None
         try:
-            grid = self.engine.set_up(config, model, examples, parts, how)
+            trained_on = with_poisoned_labels(config.attack, examples, parts, config.seed)
+            grid = self.engine.set_up(config, model, trained_on, parts, how)
             state = transferred(model, how.personalization)
             # In the model's order, which a file does not keep.
             start = {name: checkpoint.model[name] for name in state} if checkpoint else state
             arrays = to_record(start, shared=self.engine.shared)
-            strategy = make_strategy(config.strategy, federation, trained_names(model, how.personalization))
+            names = trained_names(model, how.personalization)
+            strategy = make_strategy(config.strategy, federation, names)
+            others, sampled = state.keys() - set(names), federation.clients_per_round
+            strategy = make_private(strategy, config.privacy, sampled, config.seed, others)
+            epsilon(config, done + 1)  # so that what it needs is missed before anything is trained
             if checkpoint:
                 load_strategy_state(strategy, checkpoint.strategy, arrays)
                 if ranks:
@@ -291,6 +298,8 @@ class _Run:
                 examples=[len(rows) for rows in parts.train],
                 aggregation=FactorAggregation(config.aggregation, model, config.engine.threads),
                 ranks=ranks,
+                privacy=config.privacy,
+                failures=config.failures,
             ):
                 began = time.perf_counter()
                 merged = self._merged(trained.arrays)
@@ -298,7 +307,7 @@ class _Run:
                     found = evaluate_by_clients(strategy, grid, trained.arrays, federation, wire, trained.number)
                 else:
                     found = self._evaluate(trained.number, merged)
-                row = _row(trained, found, time.perf_counter() - began)
+                row = _row(trained, found, epsilon(config, trained.number), time.perf_counter() - began)
                 folder.add_round(row)
                 carried = Checkpoint(
                     trained.number,
@@ -378,11 +387,15 @@ class _Run:
             client_accuracies=last.client_accuracies,
             evaluation_bytes=sum(row.evaluation_bytes for row in rows),
             execution=self.execution,
+            epsilon=last.epsilon,
+            simulated_seconds=total_of(row.simulated_seconds for row in rows),
+            waited_seconds=total_of(row.waited_seconds for row in rows),
         )
 
 
-def _row(trained: TrainedRound, found: Evaluation, seconds: float) -> RoundRow:
-    """The round's line; `seconds` are the evaluation's."""
+def _row(trained: TrainedRound, found: Evaluation, spent: float | None, seconds: float) -> RoundRow:
+    """The round's line; `spent` is its ε, `seconds` are the evaluation's."""
+    simulated = trained.simulated
     dropped = {str(client): reason for client, reason in trained.dropped.items()}
     for client, reason in found.dropped.items():
         before = dropped.get(str(client))
@@ -406,4 +419,7 @@ def _row(trained: TrainedRound, found: Evaluation, seconds: float) -> RoundRow:
         refit_residual=trained.found.residual,
         rank=sum(trained.ranks.values()) if trained.ranks else None,
         layer_ranks=trained.ranks,
+        epsilon=spent,
+        simulated_seconds=simulated.seconds if simulated else None,
+        waited_seconds=simulated.waited if simulated else None,
     )

@@ -17,6 +17,9 @@ Purpose = Literal[
     "test",
     "adapter",
     "update",
+    "noise",
+    "failures",
+    "attack",
 ]
 _PURPOSES: dict[Purpose, int] = {
     "model": 0,
@@ -31,6 +34,9 @@ _PURPOSES: dict[Purpose, int] = {
     "test": 9,
     "adapter": 10,
     "update": 11,
+    "noise": 12,
+    "failures": 13,
+    "attack": 14,
 }
 
 

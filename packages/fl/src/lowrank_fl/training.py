@@ -23,6 +23,7 @@ from lowrank_fl.ranks.layers import fit
 from lowrank_fl.ranks.training import RankTraining
 from lowrank_fl.seeds import Purpose, derive_seed
 from lowrank_fl.state import SHARED, Personalization, local_names, state_of, trained_state
+from lowrank_fl.trials import AttackConfig, PrivacyConfig
 
 # Evaluation always runs over the same slices, so that who evaluates them changes no sum.
 EVALUATION_BATCH = 500
@@ -44,6 +45,8 @@ class LocalTraining:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     execution: Execution = "sequential"
     """How a process trains the clients it is given (`make_trainer`); never `auto`, which is settled before."""
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
 
     @property
     def group_size(self) -> int:

@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from lowrank_fl.aggregation import trained_in_turn
+from lowrank_fl.attack import poisoned_clients, poisoned_update
 from lowrank_fl.client_state import ClientStates
 from lowrank_fl.drift import Drift, feddyn_drift, feddyn_gradient, scaffold_control, scaffold_drift
 from lowrank_fl.flower.codecs import codec_mod
@@ -16,7 +17,9 @@ from lowrank_fl.flower.held_weights import HeldWeights
 from lowrank_fl.flower.importance import IMPORTANCE, SCORES
 from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
+from lowrank_fl.flower.strategies.private import clipping_mods
 from lowrank_fl.personal import Personal
+from lowrank_fl.seeds import derive_seed
 from lowrank_fl.training import Trainer
 
 
@@ -39,8 +42,9 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
     encoded = not how.codec.up == how.codec.down == "none"
     app = ClientApp(mods=[codec_mod(how.codec, how.seed, how.state_folder)] if encoded else [])
     personal, weights = Personal(trainer), HeldWeights(trainer)
+    poisoned = poisoned_clients(how.attack, len(trainer.parts), how.seed)
 
-    @app.train()
+    @app.train(mods=clipping_mods(how.privacy))
     def train(message: Message, context: Context) -> Message:
         arrays = message.content.array_records
         told = Instructions.of(message, context)
@@ -51,6 +55,9 @@ def make_client_app(trainer: Trainer, reply: Callable[[Mapping[str, Tensor]], Ar
         only = None if told.turn is None else trained_in_turn(trainer.model, told.turn)
         trained = personal.train(told.client, told.round, lr, rule.drift, told.state_round, only)
         sent = {name: tensor for name, tensor in trainer.shared.items() if only is None or name in only}
+        if told.client in poisoned:
+            seed = derive_seed(how.seed, "attack", told.round, told.client)
+            sent = poisoned_update(how.attack, received, sent, trainer.trainable(), seed)
         content = RecordDict({"arrays": reply(sent)})
         if rule.keeps_state:
             change = rule.finish(trained.steps, lr)

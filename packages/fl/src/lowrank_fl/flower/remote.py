@@ -58,6 +58,7 @@ def resident_of(config: str, states: Path) -> "Resident":
     Raises:
         LowrankError: this machine lacks the data, or a part of it is empty.
     """
+    from lowrank_fl.attack import with_poisoned_labels
     from lowrank_fl.clients import examples_of, model_of, parts_of, training_of
     from lowrank_fl.config import RunConfig
     from lowrank_fl.flower.resident import Resident
@@ -66,4 +67,5 @@ def resident_of(config: str, states: Path) -> "Resident":
     examples = examples_of(settings)
     parts = parts_of(settings, examples)
     model, _ = model_of(settings, examples)
+    examples = with_poisoned_labels(settings.attack, examples, parts, settings.seed)
     return Resident(model, examples, parts, training_of(settings, states))

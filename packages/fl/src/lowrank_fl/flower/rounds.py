@@ -14,17 +14,19 @@ from torch import Tensor
 from lowrank_core import LowrankError
 from lowrank_fl.aggregation import FactorAggregation, Found
 from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
+from lowrank_fl.failures import Simulated, simulate
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
 from lowrank_fl.flower.importance import IMPORTANCE, SCORES, take_importance
 from lowrank_fl.flower.instructions import FACTOR_TURN
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
-from lowrank_fl.flower.screening import check_dropped, finite, metrics_of, screen, training_fault
-from lowrank_fl.flower.strategies import make_strategy
+from lowrank_fl.flower.screening import check_dropped, finite, screen, training_fault
+from lowrank_fl.flower.strategies import make_private, make_strategy, reported
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.packing import Arrays
 from lowrank_fl.ranks.allocation import RankAllocation
 from lowrank_fl.seeds import derive_seed
+from lowrank_fl.trials import FailuresConfig, PrivacyConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class TrainedRound:
 
     number: int
     arrays: ArrayRecord
-    train_loss: float
+    train_loss: float | None
+    """None where every client was made to fail, and the model stays as it was."""
     clients: list[int]
     uplink_bytes: int
     downlink_bytes: int
@@ -44,6 +47,8 @@ class TrainedRound:
     """What was found out about factors."""
     ranks: dict[str, int]
     """Of AdaLoRA's layers, as the round leaves them; empty without it."""
+    simulated: Simulated | None = None
+    """What befell clients where failures are simulated."""
 
 
 def train_rounds(
@@ -59,6 +64,8 @@ def train_rounds(
     examples: Sequence[int] | None = None,
     aggregation: FactorAggregation | None = None,
     ranks: RankAllocation | None = None,
+    privacy: PrivacyConfig | None = None,
+    failures: FailuresConfig | None = None,
 ) -> Iterator[TrainedRound]:
     """Yield every round from `first` on as it ends; the caller evaluates and keeps what it needs.
 
@@ -68,6 +75,8 @@ def train_rounds(
     examples: how many each client trains on, which is the most that it may weigh; any number if not given.
     aggregation: what is done about factors beside the strategy's step; nothing if not given.
     ranks: of AdaLoRA's layers, which replies bring importances for; they stay if not given.
+    privacy: that of the strategy (`make_private`); none if not given.
+    failures: the clients that are made to fail, for which `examples` is needed; none if not given.
 
     Raises:
         LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows, or all are, or
@@ -79,19 +88,30 @@ def train_rounds(
         returned = aggregation.returned(number) if aggregation else None
         # Flower's strategies sample with Python's global generator.
         random.seed(derive_seed(seed, "sampling", number))
-        exchange = wire.exchange(grid, strategy.configure_train(number, arrays, config, grid), returned)
-        messages = exchange.messages
+        messages = list(strategy.configure_train(number, arrays, config, grid))
+        clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
+        simulated = simulate(failures, federation, examples or (), seed, number, clients) if failures else None
+        missing = simulated.missing if simulated else {}
+        exchange = wire.exchange(grid, messages, returned, missing)
         directions = sum(ranks.ranks(to_arrays(arrays)).values()) if ranks else None
-        sound, dropped = screen(exchange.replies, messages, training_fault(examples, returned, directions))
-        check_dropped(dropped, len(messages), federation.tolerated_failures, f"be used in round {number}")
-        if ranks:
-            ranks.take([(_examples(reply), take_importance(reply)) for reply in sound])
-        found = aggregation.combine(to_arrays(arrays), [_trained(reply) for reply in sound]) if aggregation else Found()
-        with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at below
-            aggregated, metrics = strategy.aggregate_train(number, sound)
-            assert aggregated is not None
-            assert metrics is not None
-            arrays = _as_before({**to_arrays(arrays), **to_arrays(aggregated), **found.refitted}, arrays)
+        fault = training_fault(examples, returned, directions, reported(privacy or PrivacyConfig()))
+        sound, dropped = screen(exchange.replies, exchange.messages, fault)
+        dropped = {client: reason for client, reason in dropped.items() if client not in missing}
+        asked = len(messages) - len(missing)
+        check_dropped(dropped, asked, federation.tolerated_failures, f"be used in round {number}")
+        loss, found = None, Found()
+        if sound:
+            if ranks:
+                ranks.take([(_examples(reply), take_importance(reply)) for reply in sound])
+            if aggregation:
+                found = aggregation.combine(to_arrays(arrays), [_trained(reply) for reply in sound])
+            with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at below
+                aggregated, metrics = strategy.aggregate_train(number, sound)
+                assert aggregated is not None
+                assert metrics is not None
+                arrays = _as_before({**to_arrays(arrays), **to_arrays(aggregated), **found.refitted}, arrays)
+            loss = metrics["loss"]
+            assert isinstance(loss, float)
         if not finite(to_arrays(arrays)):
             raise LowrankError(
                 f"the server's step in round {number} leaves numbers that are not finite, though every reply's are; "
@@ -102,13 +122,11 @@ def train_rounds(
             wire.base.follow(to_arrays(arrays))
         if ranks:
             arrays = to_record(ranks.drop(number, to_arrays(arrays)), shared=True)
-        loss = metrics["loss"]
-        assert isinstance(loss, float)
-        clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
         seconds = time.perf_counter() - began
         up, down = exchange.uplink_bytes, exchange.downlink_bytes
         left = ranks.ranks(to_arrays(arrays)) if ranks else {}
-        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found, left)
+        dropped |= missing
+        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found, left, simulated)
 
 
 def _turn(aggregation: FactorAggregation | None, number: int) -> dict[str, int]:
@@ -123,7 +141,9 @@ def _trained(reply: Message) -> tuple[int, Arrays]:
 
 
 def _examples(reply: Message) -> int:
-    return int(metrics_of(reply, ("loss",))["num-examples"])
+    count = reply.content.metric_records["metrics"]["num-examples"]
+    assert isinstance(count, int)
+    return count
 
 
 def _as_before(aggregated: Arrays, before: ArrayRecord) -> ArrayRecord:
@@ -142,6 +162,7 @@ def measure_round(
     aggregation: FactorAggregation | None = None,
     sampling: int = 0,
     directions: int | None = None,
+    privacy: PrivacyConfig | None = None,
 ) -> tuple[int, int]:
     """The bytes down and up of that round with a model like `state`, from the messages the strategy really makes.
 
@@ -153,12 +174,14 @@ def measure_round(
     """
     arrays = to_record(state, shared=False)
     grid = LocalGrid(federation.clients, lambda sent: [Message(answer, reply_to=m) for m in sent], shared=False)
+    privacy = privacy or PrivacyConfig()
     strategy = make_strategy(config, federation, parameters)
+    strategy = make_private(strategy, privacy, federation.clients_per_round, 0, state.keys() - set(parameters))
     random.seed(sampling)
     told = ConfigRecord({"lr": 0.1, **_turn(aggregation, number)})
     returned = aggregation.returned(number) if aggregation else None
     messages = list(strategy.configure_train(number, arrays, told, grid))
-    answer = _answer(messages[0], wire.codec, returned, directions)
+    answer = _answer(messages[0], wire.codec, returned, directions, reported(privacy))
     exchange = wire.exchange(grid, messages, returned)
     if wire.base:
         wire.base.follow(to_arrays(arrays), merge=False)
@@ -166,15 +189,19 @@ def measure_round(
 
 
 def _answer(
-    message: Message, codec: CodecConfig, returned: Collection[str] | None, directions: int | None
+    message: Message,
+    codec: CodecConfig,
+    returned: Collection[str] | None,
+    directions: int | None,
+    metrics: Sequence[str],
 ) -> RecordDict:
     """A client's reply, which has a record like every one it gets; its size does not depend on the numbers."""
-    metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
+    told = MetricRecord({"num-examples": 1, **{name: 0.0 if name == "loss" else 0 for name in metrics}})
     records = {
         key: to_record({n: a for n, a in to_arrays(record).items() if returned is None or n in returned}, shared=False)
         for key, record in message.content.array_records.items()
     }
     if directions is not None:
         records[IMPORTANCE] = to_record({SCORES: np.zeros(directions, np.float32)}, shared=False)
-    content = RecordDict({**records, "metrics": metrics})
+    content = RecordDict({**records, "metrics": told})
     return codec_mod(codec, 0)(message, make_context(0, 1), lambda m, _: Message(content, reply_to=m)).content

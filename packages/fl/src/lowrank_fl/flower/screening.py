@@ -76,18 +76,22 @@ def check_dropped(dropped: Mapping[int, str], asked: int, tolerated: float, task
 
 
 def training_fault(
-    examples: Sequence[int] | None = None, returned: Collection[str] | None = None, directions: int | None = None
+    examples: Sequence[int] | None = None,
+    returned: Collection[str] | None = None,
+    directions: int | None = None,
+    metrics: Collection[str] = ("loss",),
 ) -> Fault:
     """What is wrong with a trained reply: its metrics, its arrays or their numbers.
 
     examples: how many each client trains on; a client that reports more would outweigh the others.
     returned: the names, among those that were sent, of the arrays that come back; all of them if not given.
     directions: how many have their importance sent beside the arrays; nothing is sent if not given.
+    metrics: the names of those that it reports besides `num-examples`.
     """
 
     def fault(reply: Message, message: Message) -> str | None:
         try:
-            count = metrics_of(reply, ("loss",))[_EXAMPLES]
+            count = metrics_of(reply, metrics)[_EXAMPLES]
         except LowrankError as error:
             return str(error)
         most = examples[client_of(reply.metadata.src_node_id)] if examples else None
@@ -119,7 +123,7 @@ def metrics_of(reply: Message, names: Collection[str]) -> dict[str, float]:
     found: dict[str, float] = {_EXAMPLES: count}
     for name in names:
         value = metrics[name]
-        if not isinstance(value, float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise LowrankError(f"it reports the {name} {value}")
         found[name] = value
     return found

@@ -42,28 +42,35 @@ class Wire:
         self._accepted: dict[int, int] = {}
         """By client, the last round whose reply was used."""
 
-    def exchange(self, grid: Grid, messages: Iterable[Message], returned: Collection[str] | None = None) -> Exchange:
+    def exchange(
+        self,
+        grid: Grid,
+        messages: Iterable[Message],
+        returned: Collection[str] | None = None,
+        silent: Collection[int] = (),
+    ) -> Exchange:
         """Send the messages, each with the number of its client, and wait for the replies.
 
         A reply that cannot be decoded becomes an error reply.
 
         returned: the names, among those sent, of the arrays that replies bring; all of them if not given.
+        silent: the clients whose messages count as sent and go nowhere, so that no reply comes.
         """
         addressed = self._addressed(messages)
         contents = {message.metadata.dst_node_id: message.content for message in addressed}
         if self.base is not None:
             self.base.add_to(addressed)
-            exchange = _exchange(grid, addressed)
+            exchange = _exchange(grid, addressed, silent)
             for message in addressed:
                 message.content = contents[message.metadata.dst_node_id]
             self.base.confirm(addressed, (r.metadata.src_node_id for r in exchange.replies if r.has_content()))
             return exchange
         if self.codec.up == self.codec.down == "none":
-            return _exchange(grid, addressed)
+            return _exchange(grid, addressed, silent)
         sent = self._downlink.encode(addressed)
         if returned is not None:
             sent = {identity: whole.part(returned) for identity, whole in sent.items()}
-        encoded = _exchange(grid, addressed)
+        encoded = _exchange(grid, addressed, silent)
         for message in addressed:
             message.content = contents[message.metadata.dst_node_id]
         replies: list[Message] = []
@@ -116,7 +123,8 @@ class Wire:
         return named
 
 
-def _exchange(grid: Grid, messages: Sequence[Message]) -> Exchange:
+def _exchange(grid: Grid, messages: Sequence[Message], silent: Collection[int]) -> Exchange:
     downlink_bytes = sum(map(wire_bytes, messages))
-    replies = list(grid.send_and_receive(messages))
+    delivered = [m for m in messages if client_of(m.metadata.dst_node_id) not in silent]
+    replies = list(grid.send_and_receive(delivered)) if delivered else []
     return Exchange(messages, replies, downlink_bytes, sum(map(wire_bytes, replies)))

@@ -39,6 +39,7 @@ _IDENTITY = frozenset(
     {"model.name", "model.width", "model.method", "model.init", "model.hybrid", "model.start"}
     | {"partition.kind", "partition.classes_per_client", "data.classes"}
     | {"partition.train_share", "partition.held_out", "strategy.name", "personalization", "codec.up", "codec.down"}
+    | {"privacy.noise_multiplier", "attack.kind", "failures.dropout", "failures.deadline"}
     | {"aggregation.kind", "adapter.method", "adapter.rank", "adapter.target", "adapter.head", "update.kind"}
     | set(_RANK_RULES)
 )
@@ -88,6 +89,16 @@ def essence(config: RunConfig) -> dict[str, Any]:
         dropped.add("codec.top_k")
     if config.aggregation.kind != "refit":
         dropped.add("aggregation.sweeps")
+    if not config.privacy.on:
+        dropped |= _unread(flat, "privacy", ("noise_multiplier",))
+    elif config.privacy.clipping == "fixed":
+        dropped |= {"privacy.quantile", "privacy.norm_lr"}
+    if not config.failures.on:
+        dropped |= _unread(flat, "failures", ("dropout", "stragglers", "deadline"))
+    if config.attack.kind == "none":
+        dropped |= _unread(flat, "attack", ("kind",))
+    elif config.attack.kind == "labels":
+        dropped.add("attack.scale")
     dropped |= _unread(flat, "strategy", ("name", *_OF_STRATEGY.get(strategy, ())))
     dropped |= _unread(flat, "personalization", ("test_epochs", *_OF_PERSONALIZATION.get(kind, ())))
     flat["personalization.test_epochs"] = config.test_epochs

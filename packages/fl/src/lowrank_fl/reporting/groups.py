@@ -9,7 +9,7 @@ from typing import Any
 from lowrank_fl.paper.match import essence
 from lowrank_fl.reporting.interval import Interval, interval_of
 from lowrank_fl.reporting.read import RunRecord
-from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach, round_seconds
+from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach, round_seconds, total_of
 
 # The method and who keeps what stand first in a label; data are the setting's.
 _UNNAMED = ("data.", "model.method", "adapter.method", "adapter.rank", "adapter.target_rank")
@@ -67,6 +67,9 @@ class Group:
             "original_params": summary.original_params if summary else None,
             "total_bytes": self.total_bytes(),
             "aggregation_gap": gap.as_tree() if (gap := self.aggregation_gap()) else None,
+            "epsilon": self.epsilon(),
+            "simulated_seconds": waits[0].mean if (waits := self.simulated_seconds()) else None,
+            "waited_seconds": waits[1].mean if waits else None,
             "codec": {way: self.essence[f"codec.{way}"] for way in ("up", "down")},
             "seconds_at_mbps": {f"{rate:g}": self.seconds_at(rate).mean for rate in rates},
             "run_dirs": [str(run.path) for run in self.runs],
@@ -87,6 +90,17 @@ class Group:
         worst = [run.rows[-1].worst_accuracy for run in self.runs]
         known = [value for value in worst if value is not None]
         return interval_of(known) if len(known) == len(worst) else None
+
+    def epsilon(self) -> float | None:
+        """After the last round, the same for all seeds; None without privacy or without noise."""
+        return self.runs[0].rows[-1].epsilon
+
+    def simulated_seconds(self) -> tuple[Interval, Interval] | None:
+        """That the server waited in all rounds where failures are simulated, and how many of them for slow clients."""
+        rows = [run.rows for run in self.runs]
+        whole = _all([total_of(row.simulated_seconds for row in each) for each in rows])
+        waited = _all([total_of(row.waited_seconds for row in each) for each in rows])
+        return (whole, waited) if whole and waited else None
 
     def total_bytes(self) -> int:
         """Of a run, both ways, all clients; the mean over seeds."""
@@ -174,7 +188,10 @@ def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
         if differs and value is not None and key != "personalization" and not key.startswith(_UNNAMED):
             section, _, last = key.rpartition(".")
             said = f"{section} {last}" if section in ("codec", "adapter") else last
-            names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
+            if section == "attack" and last == "kind":
+                names.append("no attack" if value == "none" else f"attack on {value}")
+            else:
+                names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
     return ", ".join(names)
 
 

@@ -39,6 +39,8 @@ def write_report(out: Path, summaries: Sequence[RunSummary]) -> None:
         name=name,
         margin=round(100 * MARGIN),
         compared=reached is not None,
+        private=any(summary.epsilon is not None for summary in summaries),
+        simulated=any(summary.simulated_seconds is not None for summary in summaries),
         runs=[
             {
                 "label": label_of(summary.method, summary.swept),

@@ -52,6 +52,8 @@ def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, 
     has_worst = any(group.worst_accuracy() is not None for group in groups)
     has_codec = any(_codec(group) != "none" for group in groups)
     has_gap = any(group.aggregation_gap() is not None for group in groups)
+    has_epsilon = any(group.epsilon() is not None for group in groups)
+    has_waits = any(group.simulated_seconds() is not None for group in groups)
     budget = common_budget(groups)
     rows: list[dict[str, str]] = []
     for group in groups:
@@ -73,6 +75,13 @@ def measured(groups: Sequence[Group], rates: Sequence[float]) -> list[dict[str, 
         if has_gap:
             gap = group.aggregation_gap()
             cells["gap, % of a step"] = f"{100 * gap.mean:.2f}" if gap else "-"
+        if has_epsilon:
+            spent = group.epsilon()
+            cells["ε"] = "-" if spent is None else three_digits(spent)
+        if has_waits:
+            waits = group.simulated_seconds()
+            cells["simulated s"] = three_digits(waits[0].mean) if waits else "-"
+            cells["waiting for slow, s"] = three_digits(waits[1].mean) if waits else "-"
         reached, rounds = group.bytes_to(target / 100), group.rounds_to(target / 100)
         cells["MB total"] = three_digits(group.total_bytes() / 1e6)
         if budget is not None:

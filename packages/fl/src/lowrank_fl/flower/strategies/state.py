@@ -10,6 +10,8 @@ from flwr.serverapp.strategy import Strategy
 # Where Flower's strategies and ours keep it: dictionaries by array, or (FedAvgM) a list in the model's order.
 _DICTIONARIES = ("m_t", "v_t", "control", "h")
 _LISTS = ("momentum_vector",)
+# Of Flower's wrapper for differential privacy under adaptive clipping.
+_NUMBERS = ("clipping_norm",)
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
@@ -22,6 +24,9 @@ def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
     for attribute in _LISTS:
         for number, value in enumerate(getattr(held, attribute, None) or []):
             state[f"{attribute}/{number}"] = np.asarray(value)
+    for attribute in _NUMBERS:
+        if hasattr(held, attribute):
+            state[attribute] = np.asarray(getattr(held, attribute), np.float64)
     return state
 
 
@@ -37,5 +42,8 @@ def load_strategy_state(strategy: Strategy, state: Mapping[str, np.ndarray], arr
         numbered = {int(k.partition("/")[2]): v for k, v in state.items() if k.startswith(f"{attribute}/")}
         if numbered:
             setattr(held, attribute, [numbered[number] for number in sorted(numbered)])
+    for attribute in _NUMBERS:
+        if attribute in state:
+            setattr(held, attribute, float(state[attribute]))
     if hasattr(held, "current_arrays"):
         held.current_arrays = arrays

@@ -1,0 +1,129 @@
+"""What a federation can be put through, as data: noise for its clients' privacy, clients that fail, poisoned ones."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from lowrank_fl.section import Fraction, NumberFromZero, Section
+
+if TYPE_CHECKING:
+    from lowrank_fl.config import RunConfig
+
+
+class PrivacyConfig(Section):
+    """Differential privacy of clients: their changes are clipped, and the server adds noise to the mean."""
+
+    noise_multiplier: NumberFromZero | None = None
+    """The noise's standard deviation on the sum of the changes, in clipping norms; no privacy when not given. At 0
+    changes are clipped alone, and there is no ε."""
+    clipping_norm: PositiveFloat = 1.0
+    """The longest a client's change may be, over all numbers together; under adaptive clipping in the first round."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` lets the norm follow a quantile of the changes' norms (Andrew et al., 2021)."""
+    side: Literal["server", "client"] = "server"
+    """Who clips."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """ε is reported at this δ."""
+    quantile: Fraction = 0.5
+    """adaptive: the share of the changes that should be no longer than the norm."""
+    norm_lr: PositiveFloat = 0.2
+    """adaptive: the rate at which the norm follows."""
+
+    @property
+    def on(self) -> bool:
+        return self.noise_multiplier is not None
+
+
+class FailuresConfig(Section):
+    """Simulated clients that fail to train; nothing here depends on how long anything really takes."""
+
+    dropout: Fraction = 0.0
+    """With this probability a client that is asked to train does not answer."""
+    stragglers: Fraction = 0.0
+    """With this probability it is slow in this round."""
+    slowdown: Annotated[float, Field(ge=1)] = 10.0
+    """So many times as long a slow client takes."""
+    deadline: PositiveFloat | None = None
+    """Simulated seconds after which the server goes on with the replies it has; it waits for all when not given."""
+    speed: PositiveFloat = 1000.0
+    """Examples that a client which is not slow trains on in a simulated second."""
+
+    @property
+    def on(self) -> bool:
+        return bool(self.dropout or self.stragglers or self.deadline)
+
+
+class AttackConfig(Section):
+    """Poisoned clients."""
+
+    kind: Literal["none", "labels", "sign", "noise"] = "none"
+    """What they do. `labels`: train on class c - 1 - y in place of y, of c classes. `sign`: send the opposite of their
+    change, `scale` times as long. `noise`: send Gaussian noise, `scale` times as long as their change, in its place."""
+    share: Fraction = 0.2
+    """Of all clients."""
+    scale: PositiveFloat = 1.0
+
+
+def check_privacy(config: "RunConfig") -> None:
+    """Refuse what would make ε untrue; raises ValueError."""
+    privacy, federation, codec = config.privacy, config.federation, config.codec
+    if not privacy.on:
+        return
+    if config.strategy.name not in ("fedavg", "fedprox"):
+        raise ValueError(
+            "privacy adds the noise that hides one client in a mean, and strategy.name "
+            f"{config.strategy.name} sends something else or keeps more; use fedavg or fedprox"
+        )
+    if config.personalized not in ("none", "finetune", "ditto"):
+        raise ValueError(
+            f"privacy counts on clients that start each round from what they are sent, and personalization.kind "
+            f"{config.personalized} gives them a part that they keep; set it to none, finetune or ditto"
+        )
+    if config.aggregation.kind != "factors" or config.aggregation.gap:
+        asked = "gap" if config.aggregation.kind == "factors" else f"kind {config.aggregation.kind}"
+        raise ValueError(
+            f"aggregation.{asked} reads the clients' weights before privacy has clipped them and added noise; "
+            "set aggregation.kind=factors and aggregation.gap=false"
+        )
+    if config.adapter.method == "adalora":
+        raise ValueError(
+            "under adapter.method adalora clients send importances too, which privacy neither clips nor adds noise to; "
+            "use lora, loha or lokr"
+        )
+    if config.update.kind != "none":
+        raise ValueError(
+            f"privacy clips the change from what a client is sent, and under update.kind {config.update.kind} its "
+            "factors begin anew; set update.kind=none"
+        )
+    if "topk" in (codec.up, codec.down):
+        raise ValueError(
+            "privacy counts on clients that keep nothing between rounds, and under codec topk they keep what was not "
+            "sent; use none, fp16 or int8"
+        )
+    if privacy.side == "client" and codec.up != "none":
+        raise ValueError(
+            f"codec.up {codec.up} rounds what privacy.side client has clipped, which can make it longer than the norm; "
+            "set codec.up=none or privacy.side=server"
+        )
+    if federation.tolerated_failures:
+        raise ValueError(
+            f"federation.tolerated_failures is {federation.tolerated_failures:g}, and whose training fails may tell "
+            "what its examples are, which ε does not count; set it to 0 with privacy"
+        )
+    if config.failures.deadline is not None:
+        raise ValueError(
+            "failures.deadline leaves out clients by how many examples they have, which ε does not count; set it to "
+            "null with privacy"
+        )
+    if privacy.delta >= 1 / federation.clients:
+        raise ValueError(
+            f"privacy.delta is {privacy.delta:g}, at which one of {federation.clients} clients could be given away "
+            "whole; set it well below 1 / federation.clients"
+        )
+    most = federation.clients_per_round / 10
+    if privacy.clipping == "adaptive" and (privacy.noise_multiplier or 0) >= most:
+        raise ValueError(
+            f"privacy.noise_multiplier is {privacy.noise_multiplier:g}, and adaptive clipping, which shares it with "
+            f"the count of clipped clients, needs less than federation.clients_per_round / 10 = {most:g}; lower it, "
+            "or set privacy.clipping=fixed"
+        )
