@@ -195,7 +195,15 @@ def _measure(
             continue
         sampling = derive_seed(config.seed, "sampling", number) if base else 0
         down, up = measure_round(
-            config.strategy, config.federation, state, parameters, wire, number, aggregation, sampling, config.privacy
+            config.strategy,
+            config.federation,
+            state,
+            parameters,
+            wire,
+            number,
+            aggregation,
+            sampling,
+            privacy=config.privacy,
         )
         tested = 0
         if config.partition.held_out:
