@@ -43,10 +43,12 @@ class Competitor:
     processes: int
     threads: int
     own_environment: bool = False
+    execution: str = "sequential"
 
     @property
     def name(self) -> str:
-        return f"{self.script}, {self.processes} x {self.threads} thread{'s' if self.threads > 1 else ''}"
+        how = "" if self.execution == "sequential" else f" {self.execution}"
+        return f"{self.script}{how}, {self.processes} x {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def command(self) -> list[str]:
         script = str(HERE / "peers" / f"{self.script}_round.py")
@@ -57,13 +59,15 @@ def competitors(cell: str, count: int) -> dict[str, Competitor]:
     """By the names `--only` takes; `count` cores for each."""
     every = {
         "lowrank": Competitor("lowrank", count, 1),
+        "lowrank-batched": Competitor("lowrank", count, 1, execution="batched"),
         "loop-processes": Competitor("loop", count, 1),
         "loop-threads": Competitor("loop", 1, count),
         "pfl-processes": Competitor("pfl", count, 1, own_environment=True),
         "pfl-threads": Competitor("pfl", 1, count, own_environment=True),
         "ray": Competitor("ray", count, 1),
     }
-    return {key: who for key, who in every.items() if cell == "pfl" or who.script != "pfl"}
+    runs = {"pfl": cell == "pfl", "batched": CELLS[cell].linear}
+    return {key: who for key, who in every.items() if runs.get(who.script, True) and runs.get(who.execution, True)}
 
 
 def main() -> None:
@@ -107,15 +111,15 @@ def hand_over(cell: Cell, name: str, path: str | None, file: Path) -> str:
     """Write the federation to `file`; say what data it holds."""
     count = cell.clients * cell.images
     generator = torch.Generator().manual_seed(0)
-    if path is None:
+    if path is None or cell.shape != (3, 32, 32):
         data = {
-            "images": torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator),
+            "images": torch.randint(0, 256, (count, *cell.shape), dtype=torch.uint8, generator=generator),
             "labels": torch.randint(0, 10, (count,), generator=generator),
-            "test_images": torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8, generator=generator),
+            "test_images": torch.randint(0, 256, (1000, *cell.shape), dtype=torch.uint8, generator=generator),
             "test_labels": torch.randint(0, 10, (1000,), generator=generator),
         }
-        mean, std = (127.5,) * 3, (73.9,) * 3
-        said = "data: random images (no --data), so every accuracy is chance"
+        mean, std = (127.5,) * cell.shape[0], (73.9,) * cell.shape[0]
+        said = "data: random images, so every accuracy is chance"
     else:
         from lowrank_fl.config import DataConfig, PartitionConfig
         from lowrank_fl.data import load_examples
@@ -154,6 +158,7 @@ def run(who: Competitor, federation: Path, rounds: int, folder: Path) -> dict[st
     out = folder / "timing.json"
     out.unlink(missing_ok=True)
     options = {"--federation": federation, "--rounds": rounds, "--processes": who.processes, "--threads": who.threads}
+    options |= {"--execution": who.execution}
     command = [*who.command(), *(str(part) for pair in options.items() for part in pair), "--out", str(out)]
     environment = {**os.environ, **QUIET, "PYTHONPATH": str(HERE)}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
@@ -173,20 +178,23 @@ def print_table(
         caption=f"{arguments.rounds} rounds after the first, {arguments.repeats} repeats: median (min to max)"
     )
     table.add_column("")
-    for title in ("first round, s", "a round, s", "times lowrank", "accuracy, %", "test loss"):
+    # With one process its own time is the round's, and other programs do not add to it.
+    seconds_of = "own" if arguments.cores == 1 else "rounds"
+    unit = "CPU s" if arguments.cores == 1 else "s"
+    for title in ("first round, s", f"a round, {unit}", "times lowrank", "accuracy, %", "test loss"):
         table.add_column(title, justify="right")
-    ours = [median(timing["rounds"]) for timing in results.get("lowrank", [])]
+    ours = [median(timing[seconds_of]) for timing in results.get("lowrank", [])]
     for key, who in chosen.items():
         timings = results[key]
         if key in skipped or not timings:
             table.add_row(who.name, "skipped")
             continue
-        seconds = [second for timing in timings for second in timing["rounds"]]
+        seconds = [second for timing in timings for second in timing[seconds_of]]
         table.add_row(
             who.name,
             spread([timing["first"] for timing in timings]),
-            spread(seconds, 3),
-            _ratios([median(timing["rounds"]) for timing in timings], ours),
+            spread(seconds, 4),
+            _ratios([median(timing[seconds_of]) for timing in timings], ours),
             spread([100 * timing["accuracy"] for timing in timings], 1),
             spread([timing["loss"] for timing in timings]),
         )
@@ -211,7 +219,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=21, help="timed rounds after the first; default: 21")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--cores", type=int, default=cores(), help="processes or threads of each; default: all")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(competitors("pfl", 1)))
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=sorted({*competitors("pfl", 1), *competitors("mlp", 1)})
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything measured, run by run as it ends")
     return parser.parse_args()
 

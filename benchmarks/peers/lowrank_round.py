@@ -34,7 +34,7 @@ def main() -> None:
     config = FederationConfig(
         clients=cell.clients, clients_per_round=cell.cohort, epochs=1, batch_size=cell.batch, lr=cell.lr
     )
-    how = LocalTraining(config, 0.0, 0, "cpu", arguments.threads)
+    how = LocalTraining(config, 0.0, 0, "cpu", arguments.threads, execution=arguments.execution)
     executor.set_up(network, examples, Parts(list(federation.parts.numpy()), []), how)
     grid = LocalGrid(cell.clients, executor.execute, shared=executor.shared)
     strategy = make_strategy(StrategyConfig(), config, [name for name, _ in network.named_parameters()])

@@ -41,9 +41,9 @@ def check_stackable(model: nn.Module) -> None:
 def as_function(model: nn.Module) -> Callable[[tuple[Named, ...], Tensor], Tensor]:
     """`f(parameters, inputs)`, which is `model(inputs)` with these parameters in place of its own, under `vmap` too.
 
-    The model must be one that `check_stackable` lets through; its own numbers are not kept.
+    The model must be one that `check_stackable` lets through; its own numbers play no part.
     """
-    shell = copy.deepcopy(model).to("meta").train()
+    shell = copy.deepcopy(model).train()
     for module in shell.modules():
         if isinstance(module, AdaptedLayer):
             # The fused ways of an adapted layer are autograd functions that vmap does not see through.
