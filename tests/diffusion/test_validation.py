@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lowrank_diffusion.config import LossConfig
 from lowrank_diffusion.encoding import Latents, Text
 from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.seeds import derive_seed
 from lowrank_diffusion.validation import HeldOut, time_grid, validation_losses
 
 KEPT = torch.linspace(0.999, 0.005, 100)
-PROCESS = TrainingNoise(KEPT, "epsilon", seed=3, min_snr_gamma=5, noise_offset=0.1)
+PROCESS = TrainingNoise(KEPT, "epsilon", 3, LossConfig(min_snr_gamma=5, noise_offset=0.1, type="huber"))
 SHAPES = ((4, 6, 8), (4, 8, 6), (4, 8, 6))
 GENERATOR = torch.Generator().manual_seed(0)
 PICTURES = [

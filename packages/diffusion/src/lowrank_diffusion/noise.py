@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_diffusion.config import LossConfig
+from lowrank_diffusion.losses import errors
 from lowrank_diffusion.seeds import derive_seed
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -19,12 +21,12 @@ def training_noise(scheduler: Mapping[str, Any], loss: LossConfig, seed: int) ->
 
     Args:
         scheduler: the configuration of the base's scheduler, whichever of diffusers' it is.
-        loss: prediction, weights and the schedule's rescaling.
+        loss: prediction, errors, weights, noise, time steps and the schedule's rescaling.
         seed: of the run.
 
     Raises:
         LowrankError: the scheduler has no betas (flow matching, EDM), or predicts neither noise nor v.
-        UsageError: the schedule ends in pure noise, and the model predicts noise.
+        UsageError: the schedule ends in pure noise, and the model predicts noise; time steps that it has not.
     """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -45,7 +47,13 @@ def training_noise(scheduler: Mapping[str, Any], loss: LossConfig, seed: int) ->
         )
     betas = {name: scheduler[name] for name in _BETAS if name in scheduler}
     ddpm: Any = DDPMScheduler(**betas, rescale_betas_zero_snr=rescaled)
-    return TrainingNoise(ddpm.alphas_cumprod, prediction, seed, loss.min_snr_gamma, loss.noise_offset)
+    last = len(ddpm.alphas_cumprod)
+    if max(loss.min_timestep + 1, loss.max_timestep or last) > last:
+        raise UsageError(
+            f"the base model has the time steps 0 to {last - 1}; loss.min_timestep is {loss.min_timestep} and "
+            f"loss.max_timestep {loss.max_timestep or 'not given'}, so lower them"
+        )
+    return TrainingNoise(ddpm.alphas_cumprod, prediction, seed, loss)
 
 
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -53,7 +61,7 @@ _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "tra
 
 @dataclass(frozen=True)
 class TrainingNoise:
-    """Forward diffusion with a discrete schedule (Ho et al., 2020), uniform time steps, and the loss.
+    """Forward diffusion with a discrete schedule (Ho et al., 2020), its time steps, and the loss.
 
     What is drawn for example `i` of optimizer step `s` is a function of (seed, s, i) and drawn on the CPU. Splitting a
     batch over forwards, processes or machines therefore changes none of it.
@@ -63,25 +71,35 @@ class TrainingNoise:
     """`(time steps,)`, fp32: the share of the latents' variance that is left at each time step."""
     prediction: Prediction
     seed: int
-    min_snr_gamma: float | None = None
-    noise_offset: float = 0.0
+    settings: LossConfig
 
     def times(self, step: int, examples: Sequence[int]) -> Tensor:
-        """Uniform time steps, `(examples,)`, int64."""
-        draws = [
-            torch.randint(len(self.alphas_cumprod), (1,), generator=_generator(self.seed, "time", step, example))
-            for example in examples
-        ]
-        return torch.cat(draws)
+        """Time steps from `min_timestep` to before `max_timestep`, `(examples,)`, int64."""
+        return torch.cat([self._time(_generator(self.seed, "time", step, example)) for example in examples])
+
+    def _time(self, generator: torch.Generator) -> Tensor:
+        settings = self.settings
+        first, end = settings.min_timestep, settings.max_timestep or len(self.alphas_cumprod)
+        if settings.timesteps == "uniform":
+            return torch.randint(first, end, (1,), generator=generator)
+        drawn = torch.randn(1, generator=generator) * settings.timestep_std + settings.timestep_mean
+        # In fp32 the sigmoid of a large number is 1.
+        return (first + drawn.sigmoid() * (end - first)).long().clamp(max=end - 1)
 
     def noise(self, step: int, examples: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Unit normal noise, `(examples, *shape)`, fp32, with `noise_offset` times a normal number on each channel."""
+        """Noise of unit variance, `(examples, *shape)`, fp32.
+
+        It is normal; `noise_offset` adds so many times a normal number to each channel, and `multires_noise` coarser
+        layers, after which each example is divided by its standard deviation.
+        """
         return torch.stack([self._noise(_generator(self.seed, "noise", step, example), shape) for example in examples])
 
     def _noise(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
-        noise = torch.randn(*shape, generator=generator)
-        if self.noise_offset:
-            noise += self.noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
+        noise, settings = torch.randn(*shape, generator=generator), self.settings
+        if settings.noise_offset:
+            noise += settings.noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
+        if settings.multires_noise:
+            noise = _multires(noise, settings.multires_noise, settings.multires_discount, generator)
         return noise
 
     def noisy(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -97,33 +115,51 @@ class TrainingNoise:
         return kept.sqrt() * noise - (1 - kept).sqrt() * latents
 
     def weights(self, times: Tensor) -> Tensor:
-        """Each example's weight, `(n,)`, fp32: 1, or min-SNR's (Hang et al., 2023).
+        """Each example's weight, `(n,)`, fp32: 1, min-SNR's (Hang et al., 2023) or the debiased one (Yu et al., 2023).
 
-        With SNR = ᾱ / (1 - ᾱ) they are min(SNR, γ) / SNR for noise and min(SNR, γ) / (SNR + 1) for v.
+        With SNR = ᾱ / (1 - ᾱ), min-SNR's are min(SNR, γ) / SNR for noise and min(SNR, γ) / (SNR + 1) for v. The
+        debiased are 1 / √SNR for noise and, since an error of v is SNR / (SNR + 1) of one of noise, √SNR / (SNR + 1)
+        for v.
         """
-        if self.min_snr_gamma is None:
+        gamma, velocity = self.settings.min_snr_gamma, self.prediction == "v_prediction"
+        if gamma is None and not self.settings.debiased:
             return torch.ones(len(times), device=times.device)
         kept = self.alphas_cumprod.double().to(times.device)[times]
         snr = kept / (1 - kept)
-        if self.prediction == "v_prediction":
-            return (snr.clamp(max=self.min_snr_gamma) / (snr + 1)).float()
+        if gamma is None:
+            return (snr.sqrt() / (snr + 1) if velocity else snr.rsqrt()).float()
+        if velocity:
+            return (snr.clamp(max=gamma) / (snr + 1)).float()
         # min(SNR, γ) / SNR, written so that an SNR of 0 gives its limit.
-        return (self.min_snr_gamma / snr).clamp(max=1).float()
+        return (gamma / snr).clamp(max=1).float()
 
     def loss(self, predicted: Tensor, target: Tensor, times: Tensor) -> Tensor:
-        """The weighted squared error, a number; the sum of weighted errors over the count, as papers have it.
+        """The weighted error, a number; the sum of weighted errors over the count, as papers have it.
 
         The weights are not divided by their sum. So the loss of a batch is the mean of its halves' losses.
         """
-        return (self.weights(times) * squared_errors(predicted, target)).mean()
+        each = errors(predicted, target, self.alphas_cumprod, times, self.settings).mean(dim=(1, 2, 3))
+        return (self.weights(times) * each).mean()
 
     def _kept(self, times: Tensor) -> Tensor:
         return self.alphas_cumprod.to(times.device)[times, None, None, None]
 
 
-def squared_errors(predicted: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of each example, `(n,)`, computed in fp32."""
-    return (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
+def _multires(noise: Tensor, layers: int, discount: float, generator: torch.Generator) -> Tensor:
+    """Multi-resolution noise (Whitaker, 2023), the variant of sd-scripts, for one example `(channels, height, width)`.
+
+    Layer i has sides r^i times smaller, r drawn anew from 2 to 4, and weight discount^i; layer 0 is noise of full size
+    once more. The layers end where one is a single number wide or high.
+    """
+    height, width = noise.shape[1:]
+    for layer in range(layers):
+        ratio = (2 + 2 * float(torch.rand(1, generator=generator))) ** layer
+        size = max(1, int(height / ratio)), max(1, int(width / ratio))
+        coarse = torch.randn(1, len(noise), *size, generator=generator)
+        noise = noise + discount**layer * interpolate(coarse, (height, width), mode="bilinear")[0]
+        if 1 in size:
+            break
+    return noise / noise.std()
 
 
 def _generator(seed: int, purpose: Literal["noise", "time"], step: int, example: int) -> torch.Generator:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lowrank_diffusion.encoding import Latents, Text
-from lowrank_diffusion.noise import TrainingNoise, squared_errors
+from lowrank_diffusion.losses import squared_errors
+from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.seeds import derive_seed
 
 Predict = Callable[[Tensor, Tensor, Text, Tensor], Tensor]
@@ -46,7 +47,7 @@ def validation_losses(
     The latents are the means that the VAE gives. Processes may share the pictures out, since none depends on another.
 
     Args:
-        noise: the run's; its seed fixes the noise, and `noise_offset` and `min_snr_gamma` play no part.
+        noise: the run's; its seed fixes the noise, and of `LossConfig` only prediction and schedule play a part.
         pictures: of any sizes.
         predict: in evaluation mode; what it is given lies on `device`, latents and time ids in fp32.
         device: where `predict` computes.
