@@ -14,10 +14,10 @@ from test_run import Watcher
 
 from lowrank_fl.attack import poisoned_clients, poisoned_update, with_poisoned_labels
 from lowrank_fl.clients import examples_of, parts_of
+from lowrank_fl.config import AttackConfig
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.load import expand, load_config
 from lowrank_fl.run import run
-from lowrank_fl.trials import AttackConfig
 
 RECEIVED = {"w": np.array([1.0, 2.0], np.float32), "variance": np.array([4.0], np.float32)}
 TRAINED = {"w": torch.tensor([1.5, 1.0]), "variance": torch.tensor([5.0])}

@@ -10,12 +10,11 @@ from test_dropped_clients import CASES, CLIENTS, Federation, client_of
 from test_resume import Killed, config, results, weights
 from test_run import Watcher
 
-from lowrank_fl.config import FederationConfig
+from lowrank_fl.config import FailuresConfig, FederationConfig
 from lowrank_fl.failures import simulate
 from lowrank_fl.flower.records import to_arrays
 from lowrank_fl.flower.rounds import train_rounds
 from lowrank_fl.run import resume, run
-from lowrank_fl.trials import FailuresConfig
 
 EXAMPLES = [100, 200, 300, 400]
 ROUNDS = 6

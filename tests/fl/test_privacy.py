@@ -14,7 +14,7 @@ from test_resume import Killed, config, results, weights
 from test_run import Watcher
 
 from lowrank_core import LowrankError, UsageError
-from lowrank_fl.config import FederationConfig, RunConfig, StrategyConfig
+from lowrank_fl.config import FederationConfig, PrivacyConfig, RunConfig, StrategyConfig
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
@@ -26,7 +26,6 @@ from lowrank_fl.plan import plan
 from lowrank_fl.privacy import epsilon
 from lowrank_fl.run import resume, run
 from lowrank_fl.state import transferred
-from lowrank_fl.trials import PrivacyConfig
 
 KINDS = [(clipping, side) for clipping in ("fixed", "adaptive") for side in ("server", "client")]
 kinds = pytest.mark.parametrize(("clipping", "side"), KINDS)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_fl.config import AttackConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.seeds import derive_seed
-from lowrank_fl.trials import AttackConfig
 
 
 def poisoned_clients(attack: AttackConfig, clients: int, seed: int) -> frozenset[int]:

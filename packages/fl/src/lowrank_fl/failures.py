@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank_fl.config import FederationConfig
+from lowrank_fl.config import FailuresConfig, FederationConfig
 from lowrank_fl.seeds import derive_seed
-from lowrank_fl.trials import FailuresConfig
 
 
 @dataclass(frozen=True)

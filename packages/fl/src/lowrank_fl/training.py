@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
-from lowrank_fl.config import CodecConfig, Execution, FederationConfig, UpdateConfig
+from lowrank_fl.config import AttackConfig, CodecConfig, Execution, FederationConfig, PrivacyConfig, UpdateConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.data.placement import on_device
 from lowrank_fl.drift import Drift
@@ -23,7 +23,6 @@ from lowrank_fl.ranks.layers import fit
 from lowrank_fl.ranks.training import RankTraining
 from lowrank_fl.seeds import Purpose, derive_seed
 from lowrank_fl.state import SHARED, Personalization, local_names, state_of, trained_state
-from lowrank_fl.trials import AttackConfig, PrivacyConfig
 
 # Evaluation always runs over the same slices, so that who evaluates them changes no sum.
 EVALUATION_BATCH = 500

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowrank_core import LowrankError
 from lowrank_fl.aggregation import FactorAggregation, Found
-from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
+from lowrank_fl.config import CodecConfig, FailuresConfig, FederationConfig, PrivacyConfig, StrategyConfig
 from lowrank_fl.failures import Simulated, simulate
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.grid import LocalGrid, client_of, make_context
@@ -26,7 +26,6 @@ from lowrank_fl.flower.wire import Wire
 from lowrank_fl.packing import Arrays
 from lowrank_fl.ranks.allocation import RankAllocation
 from lowrank_fl.seeds import derive_seed
-from lowrank_fl.trials import FailuresConfig, PrivacyConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from lowrank_core import LowrankError
-from lowrank_fl.config import RunConfig, check_path_name
+from lowrank_fl.config import RunConfig
+from lowrank_fl.config.run import check_path_name
 
 
 @dataclass(frozen=True)

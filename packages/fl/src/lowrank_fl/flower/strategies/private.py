@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from lowrank_core import LowrankError
+from lowrank_fl.config import PrivacyConfig
 from lowrank_fl.seeds import derive_seed
-from lowrank_fl.trials import PrivacyConfig
 
 
 class _Seeded(Strategy):
