@@ -1,6 +1,7 @@
 """Updates as factors (FedMUD): what they compose to, what travels, and who holds which weights."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from lowrank_core import LowrankError, UsageError
 from lowrank_fl.clients import examples_of, model_of
 from lowrank_fl.config import EngineConfig, FederationConfig, ModelConfig, StrategyConfig, UpdateConfig
 from lowrank_fl.data.examples import Parts
+from lowrank_fl.flower import rounds as rounds_module
 from lowrank_fl.flower.base_model import DENSE, HELD, MISSED, BaseModel
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.held_weights import HeldWeights
@@ -34,6 +36,7 @@ from lowrank_fl.plan import plan
 from lowrank_fl.run import resume, run
 from lowrank_fl.state import trained_names, transferred
 from lowrank_fl.training import LocalTraining, Trainer
+from lowrank_fl.trials import FailuresConfig
 from lowrank_fl.updates.forms import PRODUCTS, KroneckerProduct, LowRankProduct, UpdateForm
 from lowrank_fl.updates.layers import put_updates
 
@@ -191,7 +194,9 @@ def mlp(update: UpdateConfig):
     return model
 
 
-def federate(folder, update, executor=None, *, strategy=None, rounds=1, clients=1, sampled=None, batch=60, fail=None):
+def federate(
+    folder, update, executor=None, *, strategy=None, rounds=1, clients=1, sampled=None, batch=60, fail=None, **trials
+):
     """The server's weights, everything merged, after each round, and who trained."""
     executor = executor or InProcess()
     examples, model = small_examples(), mlp(update)
@@ -204,8 +209,9 @@ def federate(folder, update, executor=None, *, strategy=None, rounds=1, clients=
     if fail:
         fail(grid)
     arrays = to_record(transferred(model), shared=executor.shared)
+    trials |= {"examples": [len(rows) for rows in parts.train]}
     made = make_strategy(strategy or StrategyConfig(), federation, trained_names(model))
-    for trained in train_rounds(made, grid, arrays, federation, Wire(base=base), rounds=rounds, seed=SEED):
+    for trained in train_rounds(made, grid, arrays, federation, Wire(base=base), rounds=rounds, seed=SEED, **trials):
         yield base.whole(to_arrays(trained.arrays)), trained
 
 
@@ -311,6 +317,23 @@ def test_a_client_whose_reply_was_lost_comes_to_the_servers_bits(tmp_path, monke
     lost = [min(trained.clients) for _, trained in ends[1::2]]
     after = [gap for client, gap, _ in spied.sent if client in lost]
     assert max(after) > 2
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_round_in_which_nobody_trains_leaves_the_model_as_it_was(interval, tmp_path, monkeypatch):
+    spied = Spied(monkeypatch)
+    drops = iter([False, True, True, False, True, False])
+    simulate = rounds_module.simulate
+
+    def simulated(failures, *rest):
+        return simulate(FailuresConfig(dropout=float(next(drops))), *rest)
+
+    monkeypatch.setattr(rounds_module, "simulate", simulated)
+    update = UpdateConfig(kind="low-rank", ratio=0.2, interval=interval, whole_ends=False)
+    ends = list(federate(tmp_path, update, rounds=6, clients=2, batch=6, failures=FailuresConfig(dropout=0.5)))
+    moved = [not np.array_equal(a["fc1.weight"], b["fc1.weight"]) for (a, _), (b, _) in itertools.pairwise(ends)]
+    assert moved == [False, False, True, False, True]
+    assert len(spied.sent) == 6
 
 
 def test_weights_that_are_gone_are_named_and_the_server_is_told(tmp_path):

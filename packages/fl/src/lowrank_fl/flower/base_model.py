@@ -87,6 +87,14 @@ class BaseModel:
             else:
                 self._held.pop(client_of(node), None)
 
+    def unmoved(self, arrays: Arrays) -> Arrays:
+        """What a round in which nobody trained makes of the arrays that it began with."""
+        if not self.updates.begins(self.finished):
+            return arrays
+        # Those are merged already: the round began with factors that compose to nothing.
+        start = self.updates.start(self.period)
+        return {**arrays, **{name: start[name].numpy() for name in self.updates.names}}
+
     def follow(self, arrays: Arrays, *, merge: bool = True) -> None:
         """A round has ended and left these arrays.
 

@@ -111,6 +111,8 @@ def train_rounds(
                 arrays = _as_before({**to_arrays(arrays), **to_arrays(aggregated), **found.refitted}, arrays)
             loss = metrics["loss"]
             assert isinstance(loss, float)
+        elif wire.base:
+            arrays = to_record(wire.base.unmoved(to_arrays(arrays)), shared=True)
         if not finite(to_arrays(arrays)):
             raise LowrankError(
                 f"the server's step in round {number} leaves numbers that are not finite, though every reply's are; "
