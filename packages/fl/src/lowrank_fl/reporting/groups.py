@@ -189,7 +189,7 @@ def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
             section, _, last = key.rpartition(".")
             said = f"{section} {last}" if section in ("codec", "adapter") else last
             if section == "attack" and last == "kind":
-                names.append("no attack" if value == "none" else f"attack on {value}")
+                names.append("no attack" if value == "none" else f"{value} attack")
             else:
                 names.append(str(value) if last in ("name", "kind") else f"{said} {value}")
     return ", ".join(names)
