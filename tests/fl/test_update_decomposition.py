@@ -17,7 +17,7 @@ from test_run import Watcher, rows_of
 
 from lowrank_core import LowrankError, UsageError
 from lowrank_fl.clients import examples_of, model_of
-from lowrank_fl.config import EngineConfig, FederationConfig, ModelConfig, StrategyConfig, UpdateConfig
+from lowrank_fl.config import EngineConfig, FailuresConfig, FederationConfig, ModelConfig, StrategyConfig, UpdateConfig
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower import rounds as rounds_module
 from lowrank_fl.flower.base_model import DENSE, HELD, MISSED, BaseModel
@@ -36,7 +36,6 @@ from lowrank_fl.plan import plan
 from lowrank_fl.run import resume, run
 from lowrank_fl.state import trained_names, transferred
 from lowrank_fl.training import LocalTraining, Trainer
-from lowrank_fl.trials import FailuresConfig
 from lowrank_fl.updates.forms import PRODUCTS, KroneckerProduct, LowRankProduct, UpdateForm
 from lowrank_fl.updates.layers import put_updates
 
