@@ -38,7 +38,7 @@ def test_every_key_of_fine_tuning_is_documented():
 def test_every_configuration_key_is_documented():
     from lowrank_fl.config import RunConfig
 
-    page = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
+    page = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("federated*.md"))
     for name, field in RunConfig.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})
         for key in keys or ([name] if name != "sweep" else []):

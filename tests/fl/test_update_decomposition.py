@@ -89,7 +89,7 @@ def test_a_low_rank_change_of_a_kernel_is_a_matrix_of_its_numbers_in_their_order
     ratio=st.floats(0.01, 0.99),
 )
 def test_factors_hold_the_share_of_the_numbers_that_is_asked_for(rows, columns, kernel, ratio):
-    """Section 5.1: r = ⌈ratio·mn / (m + n)⌉ for m x n, and blocks that cover the mn numbers with about 2·sqrt(k·mn)."""
+    """r = ⌈ratio·mn / (m + n)⌉ for m x n, and blocks that cover the mn numbers with about 2·sqrt(k·mn)."""
     shape = (rows, columns, *kernel)
     total = math.prod(shape)
     for aware in (False, True):
