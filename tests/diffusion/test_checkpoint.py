@@ -36,7 +36,9 @@ def stepped(make=torch.optim.AdamW, steps=2):
 def made(step=2, make=torch.optim.AdamW):
     parameters, optimizer = stepped(make)
     factors = {"unet/a": parameters[0].detach(), "unet/b": parameters[1].detach()}
-    return Checkpoint(step, factors, named_state(optimizer.state_dict(), NAMES)), optimizer
+    return Checkpoint(
+        step, factors, named_state(optimizer.state_dict(), NAMES), {"unet.a": -factors["unet/a"]}
+    ), optimizer
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adamax, torch.optim.SGD])
@@ -45,7 +47,10 @@ def test_state_comes_back_bit_for_bit(tmp_path, make):
     save_checkpoint(tmp_path, "digest", checkpoint, keep=1)
     loaded = load_checkpoint(tmp_path, "digest")
     assert loaded.step == 2
+    assert loaded.adapters.keys() == checkpoint.adapters.keys()
     assert all(torch.equal(loaded.adapters[name], tensor) for name, tensor in checkpoint.adapters.items())
+    assert torch.equal(loaded.averages.pop("unet.a"), -checkpoint.adapters["unet/a"])
+    assert not loaded.averages
     _, fresh = stepped(make, steps=0)
     fresh.load_state_dict(numbered_state(loaded.optimizer, NAMES))
     before, after = optimizer.state_dict(), fresh.state_dict()
@@ -67,7 +72,7 @@ def test_the_file_holds_tensors_by_name_and_json(tmp_path):
 
 def test_nested_state_of_a_rank_allocator_comes_back(tmp_path):
     extra = {"step": 3, "importance": {"a": torch.rand(2)}, "present": [[True, False]], "masks": [None]}
-    save_checkpoint(tmp_path, "d", Checkpoint(1, {}, {"state": {}, "param_groups": [], "rank_allocator": extra}), 1)
+    save_checkpoint(tmp_path, "d", Checkpoint(1, {}, {"state": {}, "param_groups": [], "rank_allocator": extra}, {}), 1)
     found = load_checkpoint(tmp_path, "d").optimizer["rank_allocator"]
     assert torch.equal(found.pop("importance")["a"], extra.pop("importance")["a"])
     assert found == extra

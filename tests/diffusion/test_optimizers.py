@@ -30,14 +30,31 @@ def test_groups_have_their_own_rates():
     assert build_optimizer(train(lr=1e-3), unet, text).param_groups[1]["lr"] == 1e-3
 
 
-@pytest.mark.parametrize(("name", "lr"), [("adamw", 0.05), ("adafactor", 0.05), ("prodigy", 1), ("adamw8bit", 0.05)])
+PACKAGES = {
+    "prodigy": "prodigyopt",
+    "adamw8bit": "bitsandbytes",
+    "lion": "lion_pytorch",
+    "schedulefree": "schedulefree",
+}
+OPTIMIZERS = [
+    ("adamw", 0.05),
+    ("adafactor", 0.05),
+    ("prodigy", 1),
+    ("adamw8bit", 0.05),
+    ("lion", 0.01),
+    ("schedulefree", 0.05),
+]
+
+
+@pytest.mark.parametrize(("name", "lr"), OPTIMIZERS)
 @pytest.mark.filterwarnings("default")
 def test_factors_that_start_at_zero_learn(name, lr):
-    package = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}.get(name)
-    if package:
-        pytest.importorskip(package)
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
     (factor,) = parameters = factors(0.0)
     optimizer = build_optimizer(train(name, lr=lr, weight_decay=0), parameters)
+    if name == "schedulefree":
+        optimizer.train()
     for _ in range(200):
         optimizer.zero_grad()
         (factor - 0.5).square().mean().backward()
@@ -53,9 +70,20 @@ def test_adafactors_first_step_is_the_given_rate():
     assert torch.allclose(factor, torch.full_like(factor, -1e-3))
 
 
-@pytest.mark.parametrize(("name", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_a_package_that_is_missing_is_named(name, package, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
+def test_lions_first_step_by_hand():
+    pytest.importorskip("lion_pytorch")
+    (factor,) = parameters = factors(2.0)
+    optimizer = build_optimizer(train("lion", lr=0.1, weight_decay=0.5), parameters)
+    factor.grad = torch.full_like(factor, -7.0)
+    optimizer.step()
+    # 2 (1 - lr decay) - lr sign(gradient)
+    assert torch.allclose(factor, torch.full_like(factor, 2.0 * 0.95 + 0.1))
+
+
+@pytest.mark.parametrize(("name", "module"), PACKAGES.items())
+def test_a_package_that_is_missing_is_named(name, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.replace("_", "-")
     with pytest.raises(LowrankError, match=f"{name} is of the package {package}, .*pip install {package}, or choose"):
         build_optimizer(train(name, lr=1), factors(0.0))
 

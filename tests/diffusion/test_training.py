@@ -205,7 +205,8 @@ ADALORA = ["adapter.method=adalora", "adapter.rank=4", "adapter.target_rank=2", 
         (["adapter.method=lora", "train.schedule=cosine", "adapter.dropout=0.2"], 3),
         ([*ADALORA], 3),  # while ranks fall
         ([*ADALORA], 7),  # after they have
-        (["train.optimizer=adafactor", "adapter.method=lokr"], 3),
+        (["train.optimizer=adafactor", "adapter.method=lokr", "train.ema=0.9"], 3),
+        (["train.optimizer=schedulefree", "track.validate_every=1"], 3),
     ],
 )
 def test_a_killed_run_goes_on_with_the_same_bits(fit, tmp_path, overrides, killed):
@@ -229,6 +230,24 @@ def test_a_killed_run_goes_on_with_the_same_bits(fit, tmp_path, overrides, kille
         # A layer that lost every direction is written with one of zeros.
         zeros = sum(not tensor.any() for name, tensor in mine.items() if name.endswith("lora_E"))
         assert sum(values) - zeros <= 2 * len(values) <= sum(values)
+
+
+@pytest.mark.parametrize("override", ["train.ema=0.5", "train.optimizer=schedulefree"])
+def test_what_is_validated_and_saved_is_the_average(fit, tmp_path, override):
+    from lowrank_diffusion.checkpoint import load_checkpoint
+
+    plain = fit(tmp_path / "plain", *([] if "ema" in override else [override]), "adapter.method=lora", "train.steps=2")
+    average = fit(tmp_path / "average", override, "adapter.method=lora", "train.steps=3")
+    checkpoint = load_checkpoint(tmp_path / "average", None)
+    saved = adapter(tmp_path / "average")
+    assert len(saved) == len(checkpoint.adapters) > 0
+    trained = {tensor.numpy().tobytes() for tensor in checkpoint.adapters.values()}
+    assert not trained & {tensor.numpy().tobytes() for tensor in saved.values()}
+    averages = {tensor.numpy().tobytes() for tensor in checkpoint.averages.values()}
+    assert averages == ({tensor.numpy().tobytes() for tensor in saved.values()} if "ema" in override else set())
+    # Averaging changes no step, as far as it is beside training.
+    assert losses(tmp_path / "average")[:2] == losses(tmp_path / "plain")
+    assert average.validation_loss != plain.validation_loss
 
 
 def test_ctrl_c_keeps_the_finished_steps_and_what_they_came_to(fit, tmp_path):

@@ -1,8 +1,8 @@
 """A run's finished steps: all it takes, with the configuration, to go on as if nothing had happened.
 
-A checkpoint is one safetensors file: the adapters' factors and the optimizer's tensors under their names, and in the
-file's metadata, as JSON, everything of the optimizer that is no tensor. Everything random in a step follows from
-(seed, step, example), so there is no generator to keep, and the learning rate follows from the step.
+A checkpoint is one safetensors file: the adapters' factors, their running average and the optimizer's tensors under
+their names, and in the file's metadata, as JSON, everything of the optimizer that is no tensor. Everything random in a
+step follows from (seed, step, example), so there is no generator to keep, and the learning rate follows from the step.
 """
 
 import hashlib
@@ -32,6 +32,8 @@ class Checkpoint:
     """As `Adapters.state` names them."""
     optimizer: Mapping[str, Any]
     """Its state dict, with parameters under their names in place of numbers."""
+    averages: Mapping[str, Tensor]
+    """The running average of the parameters, by their names; empty where there is none."""
 
 
 def run_digest(config: DiffusionConfig, pictures: str, processes: int) -> str:
@@ -56,6 +58,7 @@ def save_checkpoint(run: Path, digest: str, checkpoint: Checkpoint, keep: int) -
         LowrankError: the disk is full or cannot be written to; older checkpoints are untouched.
     """
     tensors = {f"adapter/{name}": tensor for name, tensor in checkpoint.adapters.items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in checkpoint.averages.items()}
     described = _without_tensors(checkpoint.optimizer, "optimizer", tensors)
     about = {"step": str(checkpoint.step), "run": digest, "optimizer": json.dumps(described)}
     write_tensors(run / _FOLDER / f"step-{checkpoint.step:08}.safetensors", tensors, about)
@@ -94,8 +97,11 @@ def load_checkpoint(run: Path, digest: str | None) -> Checkpoint | None:
             f"the checkpoint {path} was left by a run with another configuration, other pictures or another number of "
             f"processes than {run / 'config.yaml'} means now; put those back, or start a new run"
         )
-    adapters = {name.removeprefix("adapter/"): t for name, t in tensors.items() if name.startswith("adapter/")}
-    return Checkpoint(step, adapters, _with_tensors(described, tensors))
+    return Checkpoint(step, _below("adapter", tensors), _with_tensors(described, tensors), _below("average", tensors))
+
+
+def _below(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{folder}/"): t for name, t in tensors.items() if name.startswith(f"{folder}/")}
 
 
 def named_state(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

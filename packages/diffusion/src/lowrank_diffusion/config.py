@@ -94,13 +94,15 @@ class TrainConfig(Section):
     lr: PositiveFloat = 1e-4
     text_lr: PositiveFloat | None = None
     """Of the text encoders' adapters; `lr` if not given."""
-    optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree"] = "adamw"
     weight_decay: NumberFromZero = 1e-2
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: NonNegativeInt = 0
     """Steps over which the rate rises from nothing."""
     clip: NumberFromZero = 1.0
     """Largest norm of all gradients together; 0 does not clip."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the factors, which is then what is validated, sampled and saved."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the frozen base and of products; factors are fp32."""
     checkpointing: bool = False
@@ -213,6 +215,22 @@ class DiffusionConfig(Section):
     def _text_is_trained_or_cached(self) -> "DiffusionConfig":
         if self.adapter.text_encoders and self.cache.text != "none":
             raise ValueError("adapter.text_encoders trains what cache.text would keep; set cache.text: none")
+        return self
+
+    @model_validator(mode="after")
+    def _averages_fit(self) -> "DiffusionConfig":
+        free, averaged = self.train.optimizer == "schedulefree", self.train.ema is not None
+        if free and self.train.schedule != "constant":
+            raise ValueError(
+                "train.optimizer: schedulefree takes the place of a schedule; set train.schedule: constant"
+            )
+        if free and averaged:
+            raise ValueError("train.optimizer: schedulefree averages the factors already; leave train.ema out")
+        if (free or averaged) and self.adapter.method == "adalora":
+            raise ValueError(
+                "adapter.method: adalora changes the factors' shapes, which their average cannot follow; "
+                "leave train.ema out and take another optimizer than schedulefree"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,8 +22,8 @@ def build_optimizer(train: TrainConfig, unet: Iterable[Parameter], text: Iterabl
     """The configured optimizer: a group for the UNet's parameters and, if there are any, one for the text encoders'.
 
     Adafactor (Shazeer and Stern, 2018) is transformers', with the configured rate itself: torch's multiplies the rate
-    with each tensor's size, and factors that start at zero would hardly move. Prodigy (Mishchenko and Defazio, 2023) is
-    its authors' package.
+    with each tensor's size, and factors that start at zero would hardly move. Prodigy (Mishchenko and Defazio, 2023)
+    and schedule-free AdamW (Defazio et al., 2024) are their authors' packages, Lion (Chen et al., 2023) lion-pytorch.
 
     Raises:
         LowrankError: the optimizer is of a package that is not installed.
@@ -42,6 +42,11 @@ def build_optimizer(train: TrainConfig, unet: Iterable[Parameter], text: Iterabl
         from transformers.optimization import Adafactor
 
         return Adafactor(groups, weight_decay=decay, scale_parameter=False, relative_step=False)
+    if train.optimizer == "lion":
+        return _installed("lion_pytorch", "lion-pytorch", train.optimizer).Lion(groups, weight_decay=decay)
+    if train.optimizer == "schedulefree":
+        make = _installed("schedulefree", "schedulefree", train.optimizer).AdamWScheduleFree
+        return make(groups, weight_decay=decay)
     return _prodigy(groups, train)
 
 

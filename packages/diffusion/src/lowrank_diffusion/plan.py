@@ -20,7 +20,7 @@ from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.outline import outlined
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1}
+_STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1, "lion": 4, "schedulefree": 8}
 """Bytes that an optimizer keeps of each number; Adafactor's are few."""
 _BLOCK = re.compile(r"(.*\.(?:resnets|transformer_blocks)\.\d+)\.")
 """What is computed again in the backward pass where activations are not kept."""
@@ -45,7 +45,7 @@ class RunPlan:
     base_bytes: int
     """Frozen networks that stay on the device."""
     adapter_bytes: int
-    """Factors, their gradients and the optimizer's state."""
+    """Factors, their gradients, the optimizer's state and the running average."""
     activation_bytes: int
     """What a forward keeps for the backward pass: about the inputs of all layers with weights."""
     peak_memory_bytes: int
@@ -84,7 +84,7 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     base_bytes = _BYTES[train.precision] * sum(p.numel() for model in kept for p in model.parameters())
     if config.cache.latents == "none":
         base_bytes += _vae_bytes(folder, train.precision)
-    adapter_bytes = trained * (8 + _STATES[train.optimizer])
+    adapter_bytes = trained * (8 + _STATES[train.optimizer] + (0 if train.ema is None else 4))
     enlarged = (config.data.resolution / unet.pixels) ** 2
     numbers = _recomputed(unet.cost) if train.checkpointing else sum(_inputs(unet.cost).values())
     activations = round(numbers * enlarged) * train.batch_size * _BYTES[train.precision]

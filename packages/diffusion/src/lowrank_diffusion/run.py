@@ -231,7 +231,8 @@ class _Run:
 
     def _sample(self) -> None:
         if self.main and self.config.sample.prompts:
-            save_grid(self.folder, self.trainer.step, self.sampler.draw())
+            with self.trainer.averages.used():
+                save_grid(self.folder, self.trainer.step, self.sampler.draw())
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
@@ -244,9 +245,8 @@ class _Run:
         checkpoint = load_checkpoint(self.folder, self.digest)
         if checkpoint is None:
             raise Diverged(f"{error}; there was no checkpoint yet") from None
-        self.adapters.load_state(checkpoint.adapters)
+        self.trainer.load(checkpoint, [])
         del self.rows[checkpoint.step :]
-        self.trainer.step = checkpoint.step
         self._finish(interrupted=True)
         raise Diverged(f"{error}; {self.folder} holds the adapter of step {checkpoint.step}, its last checkpoint")
 
@@ -254,15 +254,16 @@ class _Run:
         """Write what the finished steps came to."""
         summary = self._summary(interrupted)
         if self.main:
-            write_outputs(
-                self.folder,
-                self.config,
-                self.adapters,
-                self.material,
-                summary,
-                self.noise.prediction,
-                self.observer.note,
-            )
+            with self.trainer.averages.used():
+                write_outputs(
+                    self.folder,
+                    self.config,
+                    self.adapters,
+                    self.material,
+                    summary,
+                    self.noise.prediction,
+                    self.observer.note,
+                )
             # Last, since a run that has one is finished.
             write_summary(self.folder, summary)
         self.accelerator.wait_for_everyone()

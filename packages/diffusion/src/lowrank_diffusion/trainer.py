@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank_core.compilation import compile
 from lowrank_core.errors import LowrankError
 from lowrank_diffusion.adapting import Adapters
+from lowrank_diffusion.averages import Averages
 from lowrank_diffusion.checkpoint import Checkpoint, named_state, numbered_state
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.devices import average_gradients, gathered, peak_memory
@@ -53,6 +54,7 @@ class Trainer:
         self.schedule = build_schedule(train, plain)
         self.optimizer = accelerator.prepare(plain)
         self._plain = plain
+        self.averages = Averages(train, plain, adapters.named_parameters())
         first = accelerator.process_index * train.accumulate
         # This process's places in every global batch, forward by forward.
         self._forwards = [
@@ -77,7 +79,8 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """The state after the last finished step."""
         names = list(self.adapters.named_parameters())
-        return Checkpoint(self.step, self.adapters.state(), named_state(self._plain.state_dict(), names))
+        optimizer = named_state(self._plain.state_dict(), names)
+        return Checkpoint(self.step, self.adapters.state(), optimizer, self.averages.state())
 
     def load(self, checkpoint: Checkpoint, losses: list[float]) -> None:
         """Go on after a checkpoint; `losses` are those of the steps before it.
@@ -89,6 +92,7 @@ class Trainer:
         # First the optimizer's, with which ranks fall to what the factors have.
         self._plain.load_state_dict(numbered_state(checkpoint.optimizer, names))
         self.adapters.load_state(checkpoint.adapters)
+        self.averages.load_state(checkpoint.averages, checkpoint.step)
         self.schedule.last_epoch = self.step = checkpoint.step
         self._recent.extend(losses)
 
@@ -117,13 +121,14 @@ class Trainer:
     @torch.no_grad()
     def validation_loss(self) -> float | None:
         """The mean over held-out pictures and time steps; None where no picture is held out."""
-        pictures = self.examples.held_out()
-        if not pictures:
-            return None
-        self.adapters.train(False)
-        share = pictures[self.accelerator.process_index :: self.accelerator.num_processes]
-        losses = validation_losses(self.noise, share, self._predict, device=self.device)
-        self.adapters.train(True)
+        with self.averages.used():
+            pictures = self.examples.held_out()
+            if not pictures:
+                return None
+            self.adapters.train(False)
+            share = pictures[self.accelerator.process_index :: self.accelerator.num_processes]
+            losses = validation_losses(self.noise, share, self._predict, device=self.device)
+            self.adapters.train(True)
         sums = gathered(self.accelerator, losses.sum(), float(losses.numel()))
         return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
@@ -144,6 +149,7 @@ class Trainer:
         self._rate = self._plain.param_groups[0]["lr"]
         self.optimizer.step()
         self.schedule.step()
+        self.averages.step()
         self.optimizer.zero_grad()
         return loss, int(max(each[2] for each in told)), any(each[1] for each in told)
 
