@@ -11,7 +11,7 @@ METHODS = {"sdxl-lora": "lora", "sdxl-loha": "loha", "sdxl-lokr": "lokr", "sdxl-
 
 
 def test_every_preset_is_valid_and_has_its_name():
-    assert list(presets()) == ["quickstart", *sorted([*METHODS, "sdxl-dreambooth"])]
+    assert list(presets()) == ["quickstart", *sorted([*METHODS, "sdxl-blora", "sdxl-dreambooth"])]
     for name, line in presets().items():
         assert load_config(name).name == name
         assert 20 < len(line) < 130
@@ -42,6 +42,16 @@ def test_flags_win_over_overrides_and_those_over_the_file(tmp_path):
 def test_all_faults_are_reported_together():
     with pytest.raises(UsageError, match=r"2 faults .*unknown key 'train.stpes' \(nearest: train.steps.*adapter.rank"):
         load_config(None, ["train.stpes=3", "adapter.rank=0"])
+
+
+def test_a_mapping_of_patterns_is_a_value_and_no_section():
+    overrides = ["adapter.rank_pattern={'up_blocks.0.*': 4}", "adapter.alpha_pattern={to_q: 2}"]
+    settings = load_config(None, overrides).adapter
+    assert (settings.rank_pattern, settings.alpha_pattern) == ({"up_blocks.0.*": 4}, {"to_q": 2.0})
+    with pytest.raises(UsageError, match=r"adapter.rank_pattern.to_q: .*greater than 0, got 0"):
+        load_config(None, ["adapter.rank_pattern={to_q: 0}"])
+    with pytest.raises(UsageError, match=r"unknown key 'adapter.rank.to_q'"):
+        load_config(None, ["adapter.rank={to_q: 0}"])
 
 
 def test_an_unknown_preset_names_the_nearest_and_the_command_that_lists_them():

@@ -207,6 +207,7 @@ ADALORA = ["adapter.method=adalora", "adapter.rank=4", "adapter.target_rank=2", 
         ([*ADALORA], 7),  # after they have
         (["train.optimizer=adafactor", "adapter.method=lokr", "train.ema=0.9"], 3),
         (["train.optimizer=schedulefree", "track.validate_every=1"], 3),
+        (["adapter.rank_dropout=0.3", "adapter.module_dropout=0.3", "train.lr_pattern={to_q: 0.1}"], 3),
     ],
 )
 def test_a_killed_run_goes_on_with_the_same_bits(fit, tmp_path, overrides, killed):
@@ -250,6 +251,14 @@ def test_what_is_validated_and_saved_is_the_average(fit, tmp_path, override):
     assert average.validation_loss != plain.validation_loss
 
 
+def test_norms_are_held_down_in_every_step(fit, tmp_path):
+    fit(tmp_path / "run", "adapter.method=lora", "adapter.alpha=2", "train.scale_weight_norms=0.01", "train.steps=2")
+    factors = adapter(tmp_path / "run")
+    downs = [name for name in factors if "lora_A" in name]
+    norms = torch.stack([(factors[name.replace("lora_A", "lora_B")] @ factors[name]).norm() for name in downs])
+    assert norms.max().item() == pytest.approx(0.01, rel=1e-4)
+
+
 def test_ctrl_c_keeps_the_finished_steps_and_what_they_came_to(fit, tmp_path):
     from lowrank_diffusion.results import Silent
     from lowrank_diffusion.run import Interrupted, resume
@@ -264,7 +273,8 @@ def test_ctrl_c_keeps_the_finished_steps_and_what_they_came_to(fit, tmp_path):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_adapter(fit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("override", ["train.ema=0.5", "train.optimizer=schedulefree"])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_adapter(fit, tmp_path, monkeypatch, override):
     from lowrank_diffusion.noise import TrainingNoise
 
     plain, calls = TrainingNoise.loss, []
@@ -276,12 +286,27 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_adapter(
     monkeypatch.setattr(TrainingNoise, "loss", broken)
     sentence = r"the loss of step 4 is nan; lower train.lr \(now 0.01\); .* holds the adapter of step 2, its last"
     with pytest.raises(LowrankError, match=sentence):
-        fit(tmp_path / "nan", "train.checkpoint_every=2")
+        fit(tmp_path / "nan", override, "train.checkpoint_every=2")
     monkeypatch.undo()
-    fit(tmp_path / "two", "train.steps=2")
+    fit(tmp_path / "two", override, "train.steps=2")
     good, kept = adapter(tmp_path / "two"), adapter(tmp_path / "nan")
     assert all(torch.equal(good[name], kept[name]) for name in good)
     assert json.loads((tmp_path / "nan" / "summary.json").read_text())["steps"] == 2
+
+
+def test_adalora_goes_back_to_the_larger_ranks_of_its_last_checkpoint(fit, tmp_path, monkeypatch):
+    from lowrank_diffusion.noise import TrainingNoise
+
+    plain, calls = TrainingNoise.loss, []
+
+    def broken(self, *arguments):
+        calls.append(1)
+        return plain(self, *arguments) * (float("nan") if len(calls) > 5 else 1)
+
+    monkeypatch.setattr(TrainingNoise, "loss", broken)
+    with pytest.raises(LowrankError, match=r"the loss of step 6 is nan; .* holds the adapter of step 3, its last"):
+        fit(tmp_path / "nan", *ADALORA, "train.checkpoint_every=3")
+    assert adapter(tmp_path / "nan")
 
 
 def test_a_loss_above_the_limit_stops_the_run(fit, tmp_path, monkeypatch):

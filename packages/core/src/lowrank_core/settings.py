@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -81,12 +81,14 @@ def validated(model: type[M], tree: Tree, swept: Mapping[str, Any] = {}) -> list
         UsageError: all faults of all combinations together: unknown keys with their nearest names, and values of the
             wrong type or out of range.
     """
-    names = list(_names(model))
-    faults = [_unknown(key, names) for key in [*_keys(tree), *swept] if key not in names]
+    types = dict(_types(model))
+    names = list(types)
+    mappings = {name for name, kind in types.items() if get_origin(kind) is dict}
+    faults = [_unknown(key, names) for key in [*_keys(tree, mappings), *swept] if key not in names]
     for key, values in swept.items():
         if not isinstance(values, list) or not values:
             faults.append(f"sweep.{key}: needs a list of values, got {values!r}")
-    known = _known(tree, names)
+    known = _known(tree, names, mappings)
     lists = {key: values for key, values in swept.items() if isinstance(values, list) and values and key in names}
     configs: list[M] = []
     for values in itertools.product(*lists.values()):
@@ -108,24 +110,27 @@ def with_values(tree: Tree, values: Mapping[str, Any]) -> Tree:
     return copied
 
 
-def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _types(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field.annotation
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _names(field.annotation, f"{prefix}{name}.")
+            yield from _types(field.annotation, f"{prefix}{name}.")
 
 
-def _keys(tree: Tree, prefix: str = "") -> Iterator[str]:
+def _keys(tree: Tree, mappings: Collection[str], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of everything that is no section; `mappings` are keys whose values have keys of their own."""
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _keys(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value and f"{prefix}{key}" not in mappings:
+            yield from _keys(value, mappings, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 
 
-def _known(tree: Tree, names: Sequence[str], prefix: str = "") -> Tree:
+def _known(tree: Tree, names: Sequence[str], mappings: Collection[str], prefix: str = "") -> Tree:
     return {
-        key: _known(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
+        key: _known(value, names, mappings, f"{prefix}{key}.")
+        if isinstance(value, dict) and f"{prefix}{key}" not in mappings
+        else value
         for key, value in tree.items()
         if f"{prefix}{key}" in names
     }

@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from lowrank_core import AdaLoRA, LoHa, LoKr, LoRA
 from lowrank_core.adapters.config import AdapterConfig
-from lowrank_core.adapters.control import configs_of, trainable_parameters
+from lowrank_core.adapters.control import adapters_of, configs_of, trainable_parameters
 from lowrank_core.adapters.inject import inject
+from lowrank_core.adapters.targets import by_pattern
 from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
 from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks
 from lowrank_core.errors import LowrankError, UsageError
@@ -32,7 +33,11 @@ def adapter_config(settings: AdapterSettings, target: Sequence[str] | str) -> Ad
         "rank": settings.rank,
         "alpha": settings.alpha,
         "target_modules": target,
+        "rank_pattern": settings.rank_pattern,
+        "alpha_pattern": settings.alpha_pattern,
         "dropout": settings.dropout,
+        "rank_dropout": settings.rank_dropout,
+        "module_dropout": settings.module_dropout,
     }
     if settings.method == "lokr":
         return LoKr(**common, factor=settings.factor)
@@ -104,13 +109,42 @@ class Adapters:
         return trainable_parameters(self.networks[place])
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything trained, as `<place>.<name in the network>`, in the order in which the optimizer has it."""
+        """Everything trained, as `<place>.<name in the network>`."""
         return {
             f"{place}.{name}": parameter
             for place, network in self.networks.items()
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
+
+    def rate_factors(self, patterns: Mapping[str, float]) -> dict[nn.Parameter, float]:
+        """What `train.lr_pattern` multiplies each parameter's rate with; layers are named as `<place>.<layer>`.
+
+        Raises:
+            UsageError: a key matches no adapted layer, or is no regular expression.
+        """
+        names = [f"{place}.{layer}" for place, network in self.networks.items() for layer in adapters_of(network)]
+        factors = by_pattern(names, patterns, "train.lr_pattern")
+        return {
+            parameter: factors.get(name.partition(".adapters.")[0], 1.0)
+            for name, parameter in self.named_parameters().items()
+        }
+
+    @torch.no_grad()
+    def limit_norms(self, limit: float) -> None:
+        """Scale every change of a weight, scaling included, down to this Frobenius norm where it is larger.
+
+        Max-norm regularisation (Srivastava et al., 2014) as sd-scripts' scale_weight_norms has it. All methods compose
+        the change linearly from each factor, so each of n factors takes the n-th root of the ratio; of AdaLoRA's, whose
+        other two are to stay orthogonal, the values take it all.
+        """
+        for network in self.networks.values():
+            for adapter in adapters_of(network).values():
+                ratio = (limit / adapter.compose().norm()).clamp(max=1)
+                factors = adapter.factors
+                scaled = [factors["lora_E"]] if "lora_E" in factors else list(factors.values())
+                for factor in scaled:
+                    factor *= ratio ** (1 / len(scaled))
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NumberFromZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Pixels = Annotated[int, Field(ge=16, multiple_of=8)]
 
 
@@ -54,7 +55,7 @@ class DataConfig(Section):
     """The chance that a caption is left out, which guidance needs."""
     dropped_caption: Literal["zeros", "empty"] = "zeros"
     """What stands for it: zeros, as diffusers' pipeline has it, or the encoded empty text, as ComfyUI has it."""
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    held_out: Share = 0.1
     """The share of pictures kept for the validation loss; at least one where above 0."""
     tolerated_broken: Fraction = 0.0
     """The share of pictures that may be unreadable; they are named and left out."""
@@ -70,7 +71,15 @@ class AdapterSettings(Section):
     alpha: PositiveFloat = 8.0
     target: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
     """The UNet's layers: name suffixes, a regular expression, or `all-linear`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, PositiveFloat] = {}
+    """A rank and an alpha of their own for layers whose names end in a match of the key, a regular expression."""
+    dropout: Share = 0.0
+    """Of the adapter's input."""
+    rank_dropout: Share = 0.0
+    """Of whole outputs of an adapter."""
+    module_dropout: Share = 0.0
+    """The chance that a layer goes without its adapter for one forward."""
     factor: Annotated[int, Field(ge=-1)] = -1
     """LoKr: the size of the smaller Kronecker side; -1 takes the two sides as alike as can be."""
     target_rank: PositiveInt | None = None
@@ -94,6 +103,8 @@ class TrainConfig(Section):
     lr: PositiveFloat = 1e-4
     text_lr: PositiveFloat | None = None
     """Of the text encoders' adapters; `lr` if not given."""
+    lr_pattern: dict[str, PositiveFloat] = {}
+    """What the rate is multiplied with in layers whose names end in a match of the key, a regular expression."""
     optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree"] = "adamw"
     weight_decay: NumberFromZero = 1e-2
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -101,6 +112,8 @@ class TrainConfig(Section):
     """Steps over which the rate rises from nothing."""
     clip: NumberFromZero = 1.0
     """Largest norm of all gradients together; 0 does not clip."""
+    scale_weight_norms: PositiveFloat | None = None
+    """After each step, changes of a layer's weight with a larger Frobenius norm are scaled down to this one."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a running average of the factors, which is then what is validated, sampled and saved."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -226,6 +239,11 @@ class DiffusionConfig(Section):
             )
         if free and averaged:
             raise ValueError("train.optimizer: schedulefree averages the factors already; leave train.ema out")
+        if free and self.train.scale_weight_norms is not None:
+            raise ValueError(
+                "train.optimizer: schedulefree keeps points of its own, which train.scale_weight_norms cannot reach; "
+                "leave that out"
+            )
         if (free or averaged) and self.adapter.method == "adalora":
             raise ValueError(
                 "adapter.method: adalora changes the factors' shapes, which their average cannot follow; "

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -18,8 +18,15 @@ from lowrank_diffusion.config import TrainConfig
 _LEAST_PRODIGY_RATE = 0.01
 
 
-def build_optimizer(train: TrainConfig, unet: Iterable[Parameter], text: Iterable[Parameter] = ()) -> Optimizer:
+def build_optimizer(
+    train: TrainConfig,
+    unet: Iterable[Parameter],
+    text: Iterable[Parameter] = (),
+    factors: Mapping[Parameter, float] | None = None,
+) -> Optimizer:
     """The configured optimizer: a group for the UNet's parameters and, if there are any, one for the text encoders'.
+
+    Where `factors` multiplies the rates of some, they are in groups of their own.
 
     Adafactor (Shazeer and Stern, 2018) is transformers', with the configured rate itself: torch's multiplies the rate
     with each tensor's size, and factors that start at zero would hardly move. Prodigy (Mishchenko and Defazio, 2023)
@@ -33,6 +40,7 @@ def build_optimizer(train: TrainConfig, unet: Iterable[Parameter], text: Iterabl
     groups: list[dict[str, Any]] = [{"params": list(unet), "lr": train.lr}]
     if text:
         groups.append({"params": text, "lr": train.text_lr or train.lr})
+    groups = [part for group in groups for part in _by_rate(group, factors or {})]
     decay = train.weight_decay
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=decay)
@@ -50,12 +58,22 @@ def build_optimizer(train: TrainConfig, unet: Iterable[Parameter], text: Iterabl
     return _prodigy(groups, train)
 
 
+def _by_rate(group: dict[str, Any], factors: Mapping[Parameter, float]) -> list[dict[str, Any]]:
+    parts: dict[float, list[Parameter]] = {}
+    for parameter in group["params"]:
+        parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    # The first group's rate is the one that a run reports.
+    return [{"params": parts[factor], "lr": group["lr"] * factor} for factor in sorted(parts, key=lambda f: f != 1)]
+
+
 def _prodigy(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
     if train.lr < _LEAST_PRODIGY_RATE:
         raise UsageError(
             f"prodigy finds the learning rate itself and multiplies it with train.lr, which is {train.lr:g}; "
             "set train.lr: 1"
         )
+    if train.lr_pattern:
+        raise UsageError("prodigy has one rate for all parameters; leave train.lr_pattern out")
     if len(groups) > 1 and groups[0]["lr"] != groups[1]["lr"]:
         raise UsageError(
             f"prodigy has one rate for all parameters, but train.text_lr is {train.text_lr:g} and "

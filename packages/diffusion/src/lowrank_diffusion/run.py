@@ -245,7 +245,7 @@ class _Run:
         checkpoint = load_checkpoint(self.folder, self.digest)
         if checkpoint is None:
             raise Diverged(f"{error}; there was no checkpoint yet") from None
-        self.trainer.load(checkpoint, [])
+        self.trainer.fall_back(checkpoint)
         del self.rows[checkpoint.step :]
         self._finish(interrupted=True)
         raise Diverged(f"{error}; {self.folder} holds the adapter of step {checkpoint.step}, its last checkpoint")

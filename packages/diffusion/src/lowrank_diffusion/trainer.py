@@ -49,11 +49,14 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.dtype = next(p.dtype for p in adapters.unet.parameters() if not p.requires_grad)
         texts = [parameter for place in adapters.text_places for parameter in adapters.parameters(place)]
-        plain = build_optimizer(train, adapters.parameters("unet"), texts)
+        plain = build_optimizer(train, adapters.parameters("unet"), texts, adapters.rate_factors(train.lr_pattern))
         self.allocator = adapters.adapt_ranks(plain, config.adapter, train.steps)
         self.schedule = build_schedule(train, plain)
         self.optimizer = accelerator.prepare(plain)
         self._plain = plain
+        names = {parameter: name for name, parameter in adapters.named_parameters().items()}
+        # In the order in which the optimizer numbers them.
+        self._names = [names[parameter] for group in plain.param_groups for parameter in group["params"]]
         self.averages = Averages(train, plain, adapters.named_parameters())
         first = accelerator.process_index * train.accumulate
         # This process's places in every global batch, forward by forward.
@@ -78,8 +81,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The state after the last finished step."""
-        names = list(self.adapters.named_parameters())
-        optimizer = named_state(self._plain.state_dict(), names)
+        optimizer = named_state(self._plain.state_dict(), self._names)
         return Checkpoint(self.step, self.adapters.state(), optimizer, self.averages.state())
 
     def load(self, checkpoint: Checkpoint, losses: list[float]) -> None:
@@ -88,13 +90,21 @@ class Trainer:
         Raises:
             LowrankError: it does not fit the adapters.
         """
-        names = list(self.adapters.named_parameters())
         # First the optimizer's, with which ranks fall to what the factors have.
-        self._plain.load_state_dict(numbered_state(checkpoint.optimizer, names))
+        self._plain.load_state_dict(numbered_state(checkpoint.optimizer, self._names))
         self.adapters.load_state(checkpoint.adapters)
         self.averages.load_state(checkpoint.averages, checkpoint.step)
         self.schedule.last_epoch = self.step = checkpoint.step
         self._recent.extend(losses)
+
+    def fall_back(self, checkpoint: Checkpoint) -> None:
+        """Take an earlier step's factors and averages, to be saved and not trained."""
+        self.adapters.load_state(checkpoint.adapters)
+        # AdaLoRA's optimizer cannot go back to larger ranks, and holds no average.
+        if self.allocator is None:
+            self._plain.load_state_dict(numbered_state(checkpoint.optimizer, self._names))
+        self.averages.load_state(checkpoint.averages, checkpoint.step)
+        self.step = checkpoint.step
 
     def steps(self, stop: Callable[[], bool]) -> Iterator[tuple[StepRow, bool]]:
         """Take the steps that are left; a row for each, and whether `stop` said so in some process.
@@ -148,13 +158,16 @@ class Trainer:
         self._check_norm(accelerator.clip_grad_norm_(parameters, train.clip or math.inf))
         self._rate = self._plain.param_groups[0]["lr"]
         self.optimizer.step()
+        if train.scale_weight_norms is not None:
+            self.adapters.limit_norms(train.scale_weight_norms)
         self.schedule.step()
         self.averages.step()
         self.optimizer.zero_grad()
         return loss, int(max(each[2] for each in told)), any(each[1] for each in told)
 
     def _loss(self, batch: Batch, places: range) -> Tensor:
-        if self.config.adapter.dropout:
+        settings = self.config.adapter
+        if settings.dropout or settings.rank_dropout or settings.module_dropout:
             torch.manual_seed(derive_seed(self.config.seed, "dropout", self.step, places[0]))
         predicted = self._predict(batch.noisy, batch.times, batch.text, batch.time_ids)
         return self.noise.loss(predicted, batch.target, batch.times)

@@ -57,8 +57,8 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
     if not chosen:
         reason = "exclude_modules or modules_to_save names" if matched else "layers_to_transform leaves out"
         raise UsageError(f"no layer is left to adapt: {reason} everything that target_modules matches; narrow it")
-    ranks = _by_pattern(chosen, config.rank_pattern, "rank_pattern")
-    alphas = _by_pattern(chosen, config.alpha_pattern, "alpha_pattern")
+    ranks = by_pattern(chosen, config.rank_pattern, "rank_pattern")
+    alphas = by_pattern(chosen, config.alpha_pattern, "alpha_pattern")
     return [
         Target(
             name,
@@ -216,7 +216,7 @@ def _geometry(name: str, modules: Mapping[str, nn.Module], config: AdapterConfig
     return geometry
 
 
-def _by_pattern(names: Sequence[str], patterns: Mapping[str, T], field: str) -> dict[str, T]:
+def by_pattern(names: Sequence[str], patterns: Mapping[str, T], field: str) -> dict[str, T]:
     """The values of `rank_pattern` or `alpha_pattern` by layer; the first key that matches counts.
 
     Raises:

@@ -1,0 +1,96 @@
+"""What settings put on a network by layer, rates by layer, and norms that are held down."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_core import UsageError
+from lowrank_core.adapters.control import adapters_of
+from lowrank_diffusion.adapting import put_adapters
+from lowrank_diffusion.config import TrainConfig
+from lowrank_diffusion.load import load_config
+from lowrank_diffusion.optimizers import build_optimizer
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_v = nn.Linear(8, 6), nn.Linear(6, 4)
+
+
+def adapted(*overrides: str, target: str = "[to_q, to_v]"):
+    """Two blocks under an adapter, which is drawn at random so that no change is zero."""
+    network = nn.ModuleDict({"down": Block(), "up": Block()})
+    config = load_config(None, [f"adapter.target={target}", *overrides])
+    adapters = put_adapters(SimpleNamespace(unet=network), config, print)
+    torch.manual_seed(0)
+    for adapter in adapters_of(network).values():
+        adapter.form.init(adapter.factors, "random")
+    return adapters, adapters_of(network)
+
+
+def test_ranks_alphas_and_dropouts_by_layer():
+    patterns = ["adapter.rank_pattern={to_q: 3, 'up.*': 2}", "adapter.alpha_pattern={'up.to_q': 9}"]
+    dropouts = ["adapter.rank_dropout=0.25", "adapter.module_dropout=0.5"]
+    _, layers = adapted("adapter.rank=4", "adapter.alpha=4", *patterns, *dropouts)
+    # The first key that matches counts.
+    found = {name: (adapter.rank, adapter.alpha) for name, adapter in layers.items()}
+    assert found == {"down.to_q": (3, 4), "down.to_v": (4, 4), "up.to_q": (3, 9), "up.to_v": (2, 4)}
+    assert {(adapter.rank_dropout, adapter.module_dropout) for adapter in layers.values()} == {(0.25, 0.5)}
+
+
+def test_rates_by_layer():
+    adapters, layers = adapted("adapter.method=lora")
+    factors = adapters.rate_factors({"down.to_v": 3.0, "down.*": 0.5})
+    optimizer = build_optimizer(TrainConfig(lr=1e-2), adapters.parameters("unet"), factors=factors)
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    expected = {"down.to_q": 0.005, "down.to_v": 0.03, "up.to_q": 0.01, "up.to_v": 0.01}
+    assert len(rates) == 8
+    for name, adapter in layers.items():
+        assert [rates[parameter] for parameter in adapter.parameters()] == pytest.approx([expected[name]] * 2)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    with pytest.raises(UsageError, match=r"train.lr_pattern 'dwn.to_q' matches no adapted layer; the nearest names"):
+        adapters.rate_factors({"dwn.to_q": 1.0})
+    with pytest.raises(UsageError, match=r"prodigy has one rate for all parameters; leave train.lr_pattern out"):
+        build_optimizer(TrainConfig(optimizer="prodigy", lr=1, lr_pattern={"down.*": 0.5}), [])
+
+
+@pytest.mark.parametrize("method", ["lora", "loha", "lokr", "adalora"])
+def test_norms_above_the_limit_come_down_to_it_and_keep_their_direction(method):
+    adapters, layers = adapted(f"adapter.method={method}", "adapter.rank=2", "adapter.alpha=3")
+    before = {name: adapter.compose().detach().double() for name, adapter in layers.items()}
+    limit = sorted(change.norm().item() for change in before.values())[1]
+    down = layers["down.to_q"].factors.get("lora_A")
+    down = None if down is None else down.detach().clone()
+    adapters.limit_norms(limit)
+    for name, adapter in layers.items():
+        expected = before[name] * min(1, limit / before[name].norm().item())
+        assert torch.allclose(adapter.compose().double(), expected, rtol=1e-4, atol=1e-6)
+    if method == "adalora":
+        assert torch.equal(layers["down.to_q"].factors["lora_A"], down)
+
+
+def test_norms_of_adapters_that_are_zero_stay_so():
+    adapters, layers = adapted("adapter.method=lora")
+    for adapter in layers.values():
+        adapter.form.init(adapter.factors, "peft")
+    before = [parameter.detach().clone() for parameter in adapters.parameters("unet")]
+    adapters.limit_norms(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, adapters.parameters("unet"), strict=True))
+
+
+def test_the_blora_preset_adapts_two_attention_blocks():
+    from lowrank_core.costs.adapters import count_adapter
+    from lowrank_diffusion.adapting import adapter_config
+    from lowrank_diffusion.outline import outlined
+
+    settings = load_config("sdxl-blora").adapter
+    layers = count_adapter(outlined("unet")[0], adapter_config(settings, settings.target)).layers
+    # Ten transformer blocks with two attentions of four layers, twice.
+    assert len(layers) == 160
+    assert {layer.name.split(".transformer_blocks")[0] for layer in layers} == {
+        "up_blocks.0.attentions.0",
+        "up_blocks.0.attentions.1",
+    }
