@@ -354,7 +354,7 @@ def started(tmp_path_factory):
     """A finished run without an adapter, on five of ten classes, and one with LoRA that started from it."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowrank_fl.run.write_report", lambda out, summaries: None)
+        patch.setattr("lowrank_fl.one_run.write_report", lambda out, summaries: None)
         run(config("data.classes=[0,1,2,3,4]", "rounds=4", method="null"), folder / "plain", Watcher())
         run(config(f"model.start={folder / 'plain'}"), folder / "lora", Watcher())
     return folder

@@ -57,7 +57,7 @@ def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypat
                 raise SystemError("as if killed")
             save_checkpoint(folder, config, checkpoint)
 
-        patched.setattr("lowrank_fl.run.save_checkpoint", save)
+        patched.setattr("lowrank_fl.one_run.save_checkpoint", save)
         with pytest.raises(SystemError):
             run(settings, stopped, Watcher())
     resume(stopped, Watcher())

@@ -135,11 +135,11 @@ MOMENTS = ["before the first checkpoint", "between training and checkpoint", "af
     ("kind", "moment"), [*((kind, MOMENTS[1]) for kind in KINDS), ("pfedpara", MOMENTS[0]), ("pfedpara", MOMENTS[2])]
 )
 def test_a_run_stopped_at_any_moment_ends_with_the_same_bits(kind, moment, tmp_path, monkeypatch):
-    import lowrank_fl.run
+    import lowrank_fl.one_run
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(config(kind, "strategy.name=scaffold"), whole, Watcher())
-    save = lowrank_fl.run.save_checkpoint
+    save = lowrank_fl.one_run.save_checkpoint
 
     def stop(folder, settings, checkpoint):
         if moment == "after a round":
@@ -149,10 +149,10 @@ def test_a_run_stopped_at_any_moment_ends_with_the_same_bits(kind, moment, tmp_p
         if moment != "after a round":
             save(folder, settings, checkpoint)
 
-    monkeypatch.setattr(lowrank_fl.run, "save_checkpoint", stop)
+    monkeypatch.setattr(lowrank_fl.one_run, "save_checkpoint", stop)
     with pytest.raises(SystemError):
         run(config(kind, "strategy.name=scaffold"), stopped, Watcher())
-    monkeypatch.setattr(lowrank_fl.run, "save_checkpoint", save)
+    monkeypatch.setattr(lowrank_fl.one_run, "save_checkpoint", save)
     (summary,) = resume(stopped, Watcher())
     assert results(stopped) == results(whole)
     assert kept(stopped) == kept(whole)

@@ -37,7 +37,7 @@ def config(*more: str):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adalora") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowrank_fl.run.write_report", lambda out, summaries: None)
+        patch.setattr("lowrank_fl.one_run.write_report", lambda out, summaries: None)
         (summary,) = run(config("data.max_examples=600", "federation.epochs=3"), folder, Watcher())
     return folder, summary
 

@@ -267,8 +267,8 @@ def test_a_swept_key_stays_as_it_is_when_a_sweep_goes_on(tmp_path):
 
 def test_a_finished_sweep_starts_no_workers_and_loads_no_data(tmp_path, monkeypatch):
     run(config("rounds=1", sweep=["seed=0,1"]), tmp_path / "sweep", Watcher())
-    for name in ("make_engine", "examples_of"):
-        monkeypatch.setattr(f"lowrank_fl.run.{name}", lambda config: pytest.fail("starts"))
+    for name in ("run.make_engine", "one_run.examples_of"):
+        monkeypatch.setattr(f"lowrank_fl.{name}", lambda config: pytest.fail("starts"))
     assert [summary.seed for summary in resume(tmp_path / "sweep", Watcher())] == [0, 1]
 
 

@@ -178,7 +178,7 @@ def broken_run(tmp_path, monkeypatch, error: BaseException, *more: str):
         return train(self, client, *arguments, **options)
 
     monkeypatch.setattr(Trainer, "train", broken)
-    monkeypatch.setattr("lowrank_fl.run.write_report", lambda out, summaries: None)
+    monkeypatch.setattr("lowrank_fl.one_run.write_report", lambda out, summaries: None)
     small = ["rounds=1", "federation.clients=3", "federation.clients_per_round=3", "federation.epochs=1"]
     small += ["model.method=fedpara", "model.width=4", "data.max_examples=60", "engine.workers=1", *more]
     return run(load_config("quickstart", small), tmp_path / "run", Watcher())

@@ -426,9 +426,9 @@ def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypat
                 raise SystemError("as if killed")
             save(path, settings, checkpoint)
 
-        from lowrank_fl.run import save_checkpoint as save
+        from lowrank_fl.one_run import save_checkpoint as save
 
-        patch.setattr("lowrank_fl.run.save_checkpoint", killed)
+        patch.setattr("lowrank_fl.one_run.save_checkpoint", killed)
         with pytest.raises(SystemError):
             run(config(*given), tmp_path / "stopped", Watcher())
     resume(tmp_path / "stopped", Watcher())
