@@ -188,7 +188,7 @@ def change(folder, **values):
         (lambda run: (run / "model.json").write_text("{"), "model.json is not JSON"),
         (lambda run: change(run, classes=None), "model.json has no classes"),
         (lambda run: change(run, classes=["a", "b", "c"]), "fc2.bias is not as model.json has it"),
-        (lambda run: change(run, model={"name": "gpt"}), "cannot be used (Input should be"),
+        (lambda run: change(run, model={"name": "gpt"}), "cannot be used (name is cnn"),
         (lambda run: change(run, input_shape=[80]), "is a model of text, which predicts the next character"),
         (lambda run: (run / "model.safetensors").write_bytes(b"\x09"), "is not a safetensors file"),
         (lambda run: (run / "model.safetensors").unlink(), "there is no file"),

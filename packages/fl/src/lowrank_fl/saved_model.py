@@ -50,7 +50,8 @@ def network_of(folder: Path, description: Mapping[str, Any]) -> nn.Module:
         config = ModelConfig.model_validate(description["model"])
         adapter = AdapterConfig.model_validate(description.get("adapter") or {})
     except ValidationError as error:
-        raise damaged(folder, error.errors()[0]["msg"]) from None
+        fault = error.errors()[0]
+        raise damaged(folder, f"{fault['loc'][0]} {fault['msg'].removeprefix('Value error, ')}") from None
     # Their weights are in the run's own file.
     config = config.model_copy(update={"pretrained": False})
     model, _ = build_model(config, tuple(description["input_shape"]), len(description["classes"]), seed=0)
