@@ -36,6 +36,16 @@ class DataConfig(Section):
     """The columns; found by their types when not given."""
     caption: str | None = None
     """One caption for every picture that has none."""
+    trigger: Annotated[str, Field(pattern=r"\S")] | None = None
+    """A word for what is learned: it stands for `[trigger]` in captions, and before those that lack both."""
+    caption_templates: list[str] = []
+    """Texts around `{caption}`, one of which is drawn for each example."""
+    shuffle_tags: bool = False
+    """Captions are tags between commas, which are put in another order each time."""
+    keep_tags: NonNegativeInt = 0
+    """So many of the first stay where they are."""
+    tag_dropout: Share = 0.0
+    """The chance of each of the others to be left out."""
     resolution: Pixels = 1024
     """Pictures have about so many pixels squared, whatever their shape."""
     buckets: bool = True
@@ -61,6 +71,15 @@ class DataConfig(Section):
     """The share of pictures that may be unreadable; they are named and left out."""
     max_images: PositiveInt | None = None
     """Only the first so many after a seeded shuffle."""
+
+    @model_validator(mode="after")
+    def _templates_hold_the_caption(self) -> "DataConfig":
+        for template in self.caption_templates:
+            if "{caption}" not in template:
+                raise ValueError(
+                    f"caption_templates: {template!r} does not say where the caption goes; add {{caption}}"
+                )
+        return self
 
 
 class AdapterSettings(Section):
@@ -228,6 +247,14 @@ class DiffusionConfig(Section):
     def _text_is_trained_or_cached(self) -> "DiffusionConfig":
         if self.adapter.text_encoders and self.cache.text != "none":
             raise ValueError("adapter.text_encoders trains what cache.text would keep; set cache.text: none")
+        return self
+
+    @model_validator(mode="after")
+    def _tags_are_embedded_anew(self) -> "DiffusionConfig":
+        if (self.data.shuffle_tags or self.data.tag_dropout) and self.cache.text != "none":
+            raise ValueError(
+                "data.shuffle_tags and data.tag_dropout make a caption new each time; set cache.text: none"
+            )
         return self
 
     @model_validator(mode="after")

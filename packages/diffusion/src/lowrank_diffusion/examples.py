@@ -1,6 +1,5 @@
 """What the UNet is given for any example of any step."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +8,10 @@ from torch import Tensor
 
 from lowrank_diffusion.cached import CachedLatents, CachedText
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.data.captions import Captions
 from lowrank_diffusion.encoding import Text, sampled
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.noise import TrainingNoise
-from lowrank_diffusion.seeds import derive_seed
 from lowrank_diffusion.validation import HeldOut
 
 
@@ -44,6 +43,7 @@ class Examples:
     ) -> None:
         self.config, self.material, self.device = config, material, device
         self._latents, self._text, self._noise = latents, text, noise
+        self._captions = Captions(config.data, config.seed)
 
     def batch(self, step: int, places: Sequence[int]) -> Batch:
         """The examples at these places of the global batch of optimizer step `step`, counted from 0."""
@@ -56,14 +56,12 @@ class Examples:
         return Batch(
             noisy=self._noise.noisy(latents, noise, times),
             times=times,
-            text=self._text([self._caption(numbers[place], step, place) for place in places]).to(device),
+            text=self._text(
+                [self._captions.of(self.material.pictures[numbers[place]].caption, step, place) for place in places]
+            ).to(device),
             time_ids=torch.tensor([view.time_ids for view in views], dtype=torch.float32, device=device),
             target=self._noise.target(latents, noise, times),
         )
-
-    def _caption(self, number: int, step: int, place: int) -> str | None:
-        draw = random.Random(derive_seed(self.config.seed, "caption", step, place)).random()
-        return None if draw < self.config.data.caption_dropout else self.material.pictures[number].caption
 
     @torch.no_grad()
     def held_out(self) -> list[HeldOut]:
@@ -72,8 +70,7 @@ class Examples:
         views = [material.views.centred(number) for number in material.held_out]
         latents = self._latents(views)
         return [
-            HeldOut(
-                view.picture, each, self._text([material.pictures[view.picture].caption]).unstacked()[0], view.time_ids
-            )
+            HeldOut(view.picture, each, self._text([self._captions.plain(caption)]).unstacked()[0], view.time_ids)
             for view, each in zip(views, latents, strict=True)
+            for caption in [material.pictures[view.picture].caption]
         ]

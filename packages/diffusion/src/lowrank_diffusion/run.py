@@ -18,6 +18,7 @@ from lowrank_diffusion.cached import CachedLatents, CachedText
 from lowrank_diffusion.caches import open_cache
 from lowrank_diffusion.checkpoint import load_checkpoint, run_digest, save_checkpoint
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.data.captions import Captions
 from lowrank_diffusion.data.opening import colour_of
 from lowrank_diffusion.devices import make_accelerator
 from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
@@ -197,7 +198,10 @@ class _Run:
         encoders = TextEncoders.of(self.pipeline)
         for encoder in encoders.encoders:
             encoder.to(accelerator.device)
-        captions = [*self.material.captions, *Sampler.captions(config)]
+        captions = [
+            *Captions(config.data, config.seed).all_of(self.material.captions),
+            *Sampler.captions(config),
+        ]
         if long := encoders.too_long(list(dict.fromkeys(captions))):
             observer.note(f"{len(long)} captions are too long, and only their beginning is read, such as: {long[0]}")
         cache = open_cache(config.cache.text, config.cache.folder, observer.note)
