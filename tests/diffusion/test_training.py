@@ -207,6 +207,7 @@ ADALORA = ["adapter.method=adalora", "adapter.rank=4", "adapter.target_rank=2", 
         ([*ADALORA], 7),  # after they have
         (["train.optimizer=adafactor", "adapter.method=lokr", "train.ema=0.9"], 3),
         (["train.optimizer=schedulefree", "track.validate_every=1"], 3),
+        (["data.shuffle_tags=true", "data.caption_templates=['{caption}, drawn', '{caption}']", "cache.text=none"], 3),
         (["adapter.rank_dropout=0.3", "adapter.module_dropout=0.3", "train.lr_pattern={to_q: 0.1}"], 3),
     ],
 )
@@ -257,6 +258,34 @@ def test_norms_are_held_down_in_every_step(fit, tmp_path):
     downs = [name for name in factors if "lora_A" in name]
     norms = torch.stack([(factors[name.replace("lora_A", "lora_B")] @ factors[name]).norm() for name in downs])
     assert norms.max().item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_class_pictures_are_drawn_once_and_their_loss_is_added(fit, tmp_path):
+    from lowrank_diffusion.results import Silent
+    from lowrank_diffusion.run import resume
+
+    folder = tmp_path / "class"
+    prior = ["prior.caption=a star", f"prior.path={folder}", "prior.images=3", "prior.steps=1"]
+    few = [*prior, "train.steps=3", "train.checkpoint_every=2"]
+    fit(tmp_path / "none", "train.steps=1")
+    fit(tmp_path / "once", *few)
+    drawn = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(drawn) == ["class-00001.png", "class-00002.png", "class-00003.png"]
+    assert len(set(drawn.values())) == 3
+    (folder / "class-00002.png").unlink()
+    fit(tmp_path / "thrice", *few, "prior.weight=3", "train.steps=1")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == drawn
+    none, once, thrice = (losses(tmp_path / name)[0] for name in ("none", "once", "thrice"))
+    assert once > 1.5 * none
+    assert thrice - none == pytest.approx(3 * (once - none), rel=1e-4)
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", *few, observer=stopping_at(2, kill))
+    resume(tmp_path / "killed", Silent())
+    assert losses(tmp_path / "killed") == losses(tmp_path / "once")
+    parts = ["train.batch_size=1", "train.processes=2"]
+    folder.rename(tmp_path / "put away")
+    fit(tmp_path / "processes", *few, *parts)
+    assert losses(tmp_path / "processes") == pytest.approx(losses(tmp_path / "once"), rel=1e-3)
 
 
 def test_ctrl_c_keeps_the_finished_steps_and_what_they_came_to(fit, tmp_path):

@@ -199,6 +199,27 @@ class LossConfig(Section):
         return self
 
 
+class PriorConfig(Section):
+    """Pictures of the subject's class, which keep it as the base draws it (DreamBooth; Ruiz et al., 2022)."""
+
+    caption: str | None = None
+    """Of the class, such as `a photo of a dog`; without one there are no class pictures."""
+    path: str | None = None
+    """Their folder; what it lacks of `images` the base draws, into it."""
+    images: PositiveInt = 100
+    weight: PositiveFloat = 1.0
+    """How often their loss counts."""
+    steps: PositiveInt = 25
+    guidance: NumberFromZero = 5.0
+    """As they are drawn."""
+
+    @model_validator(mode="after")
+    def _has_a_folder(self) -> "PriorConfig":
+        if self.caption is not None and self.path is None:
+            raise ValueError("caption is given, but no path; name a folder for pictures of the class")
+        return self
+
+
 class CacheConfig(Section):
     """What is computed once."""
 
@@ -239,6 +260,7 @@ class DiffusionConfig(Section):
     adapter: AdapterSettings = AdapterSettings()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    prior: PriorConfig = PriorConfig()
     cache: CacheConfig = CacheConfig()
     sample: SampleConfig = SampleConfig()
     track: TrackConfig = TrackConfig()

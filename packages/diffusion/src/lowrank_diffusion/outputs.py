@@ -66,6 +66,8 @@ def metadata(config: DiffusionConfig, material: Material, summary: RunSummary, p
         "ss_resolution": f"({data.resolution}, {data.resolution})",
         "ss_enable_bucket": data.buckets,
         "ss_num_train_images": len(material.trained) * data.repeats,
+        "ss_num_reg_images": 0 if config.prior.caption is None else config.prior.images,
+        "ss_prior_loss_weight": config.prior.weight,
         "ss_steps": summary.steps,
         "ss_max_train_steps": train.steps,
         "ss_total_batch_size": material.batches.size,

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import statistics
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
 from lowrank_diffusion.examples import Examples
 from lowrank_diffusion.folder import Metrics, begin, read_summary, write_summary
 from lowrank_diffusion.load import load_config
-from lowrank_diffusion.material import find_material
+from lowrank_diffusion.material import Material, find_material
 from lowrank_diffusion.noise import training_noise
 from lowrank_diffusion.outputs import write_outputs
+from lowrank_diffusion.prior import prior_run
 from lowrank_diffusion.results import Observer, RunStart, RunSummary, Silent, StepRow
 from lowrank_diffusion.samples import Sampler, save_grid
 from lowrank_diffusion.stopping import stop_requests
@@ -122,17 +124,24 @@ class _Run:
         self.main: bool = accelerator.is_main_process
         self.global_batch = train.batch_size * train.accumulate * accelerator.num_processes
         self.material = find_material(config, self.global_batch, observer.note)
-        self.digest = run_digest(config, self.material.digest, accelerator.num_processes)
-        checkpoint = load_checkpoint(folder, self.digest)
         self.pipeline: Any = load_base(
             config.base.path, config.base.vae, config.base.revision, DTYPES[train.precision], observer.note
         )
+        runs = [(config, self.material)]
+        if config.prior.caption is not None:
+            runs.append(prior_run(config, self.pipeline, accelerator, self.global_batch, observer))
+        pictures = "".join(material.digest for _, material in runs)
+        self.digest = run_digest(config, pictures, accelerator.num_processes)
+        checkpoint = load_checkpoint(folder, self.digest)
         self.adapters = put_adapters(self.pipeline, config, observer.note)
         self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
-        latents, text = self._encoded()
+        latents, text = self._encoded(runs)
         self.pipeline.unet.to(accelerator.device)
-        examples = Examples(config, self.material, latents, text, self.noise, accelerator.device)
-        self.trainer = Trainer(config, accelerator, self.adapters, examples, self.noise)
+        examples = [
+            Examples(each, material, encoded, text, dataclasses.replace(self.noise, seed=each.seed), accelerator.device)
+            for (each, material), encoded in zip(runs, latents, strict=True)
+        ]
+        self.trainer = Trainer(config, accelerator, self.adapters, examples[0], self.noise, *examples[1:])
         self.sampler = Sampler(config, self.pipeline, self.adapters, text)
         self.metrics = Metrics(folder)
         self.rows: list[StepRow] = []
@@ -191,17 +200,17 @@ class _Run:
             raise Interrupted(self.folder, summary)
         return summary
 
-    def _encoded(self) -> tuple[CachedLatents, CachedText]:
-        """Text and latents, computed ahead where they are cached; what is then not needed stays off the device."""
+    def _encoded(self, runs: Sequence[tuple[DiffusionConfig, Material]]) -> tuple[list[CachedLatents], CachedText]:
+        """Latents of each run and text, computed ahead where they are cached; what is not needed leaves the device."""
         config, observer, accelerator = self.config, self.observer, self.accelerator
         share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
         encoders = TextEncoders.of(self.pipeline)
         for encoder in encoders.encoders:
             encoder.to(accelerator.device)
         captions = [
-            *Captions(config.data, config.seed).all_of(self.material.captions),
-            *Sampler.captions(config),
+            caption for each, material in runs for caption in Captions(each.data, each.seed).all_of(material.captions)
         ]
+        captions += Sampler.captions(config)
         if long := encoders.too_long(list(dict.fromkeys(captions))):
             observer.note(f"{len(long)} captions are too long, and only their beginning is read, such as: {long[0]}")
         cache = open_cache(config.cache.text, config.cache.folder, observer.note)
@@ -217,12 +226,12 @@ class _Run:
         vae = self.pipeline.vae.to(accelerator.device)
         cache = open_cache(config.cache.latents, config.cache.folder, observer.note)
         background = colour_of(config.data.background)
-        latents = CachedLatents(
-            PictureEncoder(vae), cache, identity_of(config.base, ["vae"]), self.material.pictures, background
-        )
+        encoder, source = PictureEncoder(vae), identity_of(config.base, ["vae"])
+        latents = [CachedLatents(encoder, cache, source, material.pictures, background) for _, material in runs]
         if cache is not None:
-            views = self.material.cached_views
-            latents.fill(views, lambda done, total: observer.stage("encoding pictures", done, total), **share)
+            for (_, material), each in zip(runs, latents, strict=True):
+                views = material.cached_views
+                each.fill(views, lambda done, total: observer.stage("encoding pictures", done, total), **share)
             vae.to("cpu")
         accelerator.wait_for_everyone()
         return latents, text

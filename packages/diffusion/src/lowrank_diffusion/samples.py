@@ -98,6 +98,11 @@ def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.I
 
 def save_grid(run: Path, step: int, pictures: Sequence[Image.Image]) -> None:
     """samples/step-N.png, written whole."""
+    png(grid(pictures), run / "samples" / f"step-{step}.png")
+
+
+def png(picture: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all."""
     content = io.BytesIO()
-    grid(pictures).save(content, "png")
-    write_bytes(run / "samples" / f"step-{step}.png", content.getvalue())
+    picture.save(content, "png")
+    write_bytes(path, content.getvalue())

@@ -18,6 +18,7 @@ Purpose = Literal[
     "max_images",
     "adapter",
     "dropout",
+    "prior",
 ]
 _PURPOSES: dict[Purpose, int] = {
     "order": 0,
@@ -33,6 +34,7 @@ _PURPOSES: dict[Purpose, int] = {
     "max_images": 10,
     "adapter": 11,
     "dropout": 12,
+    "prior": 13,
 }
 
 

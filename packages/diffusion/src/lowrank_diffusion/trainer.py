@@ -36,9 +36,23 @@ class Trainer:
     """Optimizer, schedule and ranks of one run, and the steps they take."""
 
     def __init__(
-        self, config: DiffusionConfig, accelerator: Any, adapters: Adapters, examples: Examples, noise: TrainingNoise
+        self,
+        config: DiffusionConfig,
+        accelerator: Any,
+        adapters: Adapters,
+        examples: Examples,
+        noise: TrainingNoise,
+        prior: Examples | None = None,
     ) -> None:
         """Put an optimizer on adapters that lie on their device.
+
+        Args:
+            config: of the run.
+            accelerator: of this process.
+            adapters: what is trained.
+            examples: what it is trained on.
+            noise: the loss of both kinds of examples.
+            prior: examples of the class, as many besides.
 
         Raises:
             LowrankError: what the optimizer or the schedule of ranks raises.
@@ -46,6 +60,7 @@ class Trainer:
         train = config.train
         self.config, self.accelerator, self.adapters = config, accelerator, adapters
         self.examples, self.noise = examples, noise
+        self._kinds = [(examples, 1.0), *([] if prior is None else [(prior, config.prior.weight)])]
         self.device: torch.device = accelerator.device
         self.dtype = next(p.dtype for p in adapters.unet.parameters() if not p.requires_grad)
         texts = [parameter for place in adapters.text_places for parameter in adapters.parameters(place)]
@@ -146,9 +161,10 @@ class Trainer:
         train, accelerator = self.config.train, self.accelerator
         total = torch.zeros((), device=self.device)
         for places in self._forwards:
-            loss = self._loss(self.examples.batch(self.step, places), places)
-            accelerator.backward(loss / train.accumulate)
-            total += loss.detach() / train.accumulate
+            for examples, weight in self._kinds:
+                loss = weight * self._loss(examples.batch(self.step, places), places)
+                accelerator.backward(loss / train.accumulate)
+                total += loss.detach() / train.accumulate
         told = gathered(accelerator, total, float(stop()), float(peak_memory(self.device)))
         loss = sum(each[0] for each in told) / len(told)
         if not math.isfinite(loss):
