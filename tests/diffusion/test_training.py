@@ -260,6 +260,18 @@ def test_norms_are_held_down_in_every_step(fit, tmp_path):
     assert norms.max().item() == pytest.approx(0.01, rel=1e-4)
 
 
+def test_a_run_counts_what_its_masks_show(fit, tmp_path):
+    from PIL import Image
+
+    for number, name in enumerate("abc"):
+        Image.new("RGB", (64, 64), (80 * number, 200, 50)).save(tmp_path / f"{name}.png")
+        Image.new("L", (64, 64)).save(tmp_path / f"{name}-masklabel.png")
+    pictures = [f"data.path={tmp_path}", "data.caption=a square", "train.steps=1"]
+    fit(tmp_path / "whole", *pictures)
+    fit(tmp_path / "half", *pictures, "data.mask=file", "data.unmasked_weight=0.5")
+    assert losses(tmp_path / "half")[0] == pytest.approx(losses(tmp_path / "whole")[0] / 2, rel=1e-6)
+
+
 def test_class_pictures_are_drawn_once_and_their_loss_is_added(fit, tmp_path):
     from lowrank_diffusion.results import Silent
     from lowrank_diffusion.run import resume

@@ -57,6 +57,10 @@ class DataConfig(Section):
     crop: Literal["centre", "random"] = "centre"
     flip: Fraction = 0.0
     """The chance that a picture is mirrored."""
+    mask: Literal["none", "alpha", "file"] = "none"
+    """What counts in the loss: what is opaque, or what is white in `a-masklabel.png` beside `a.jpg`."""
+    unmasked_weight: Fraction = 0.0
+    """How much the rest counts."""
     background: str = "white"
     """What lies behind transparent pictures: a colour's name or #rrggbb."""
     repeats: PositiveInt = 1

@@ -9,6 +9,7 @@ from torch import Tensor
 from lowrank_diffusion.cached import CachedLatents, CachedText
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.data.captions import Captions
+from lowrank_diffusion.data.masks import Masks
 from lowrank_diffusion.encoding import Text, sampled
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.noise import TrainingNoise
@@ -27,6 +28,8 @@ class Batch:
     time_ids: Tensor
     """`(n, 6)`, fp32: bf16 tells sizes above 1024 apart in steps of 8."""
     target: Tensor
+    mask: Tensor | None = None
+    """`(n, 1, height, width)`, fp32: how much each place counts; None where all count fully."""
 
 
 class Examples:
@@ -44,6 +47,7 @@ class Examples:
         self.config, self.material, self.device = config, material, device
         self._latents, self._text, self._noise = latents, text, noise
         self._captions = Captions(config.data, config.seed)
+        self._masks = Masks(config.data, material.pictures, material.views.sizes)
 
     def batch(self, step: int, places: Sequence[int]) -> Batch:
         """The examples at these places of the global batch of optimizer step `step`, counted from 0."""
@@ -53,6 +57,7 @@ class Examples:
         latents = sampled(self._latents(views), seed, step, places).to(device)
         times = self._noise.times(step, places).to(device)
         noise = self._noise.noise(step, places, latents.shape[1:]).to(device)
+        mask = self._masks(views, (latents.shape[-2], latents.shape[-1]))
         return Batch(
             noisy=self._noise.noisy(latents, noise, times),
             times=times,
@@ -61,6 +66,7 @@ class Examples:
             ).to(device),
             time_ids=torch.tensor([view.time_ids for view in views], dtype=torch.float32, device=device),
             target=self._noise.target(latents, noise, times),
+            mask=None if mask is None else mask.to(device),
         )
 
     @torch.no_grad()

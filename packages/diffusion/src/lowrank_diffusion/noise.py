@@ -133,13 +133,16 @@ class TrainingNoise:
         # min(SNR, γ) / SNR, written so that an SNR of 0 gives its limit.
         return (gamma / snr).clamp(max=1).float()
 
-    def loss(self, predicted: Tensor, target: Tensor, times: Tensor) -> Tensor:
+    def loss(self, predicted: Tensor, target: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weighted error, a number; the sum of weighted errors over the count, as papers have it.
 
-        The weights are not divided by their sum. So the loss of a batch is the mean of its halves' losses.
+        The weights, and those of a mask `(n, 1, height, width)`, are not divided by their sum. So the loss of a batch
+        is the mean of its halves' losses.
         """
-        each = errors(predicted, target, self.alphas_cumprod, times, self.settings).mean(dim=(1, 2, 3))
-        return (self.weights(times) * each).mean()
+        each = errors(predicted, target, self.alphas_cumprod, times, self.settings)
+        if mask is not None:
+            each = mask * each
+        return (self.weights(times) * each.mean(dim=(1, 2, 3))).mean()
 
     def _kept(self, times: Tensor) -> Tensor:
         return self.alphas_cumprod.to(times.device)[times, None, None, None]

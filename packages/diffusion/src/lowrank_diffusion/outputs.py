@@ -80,6 +80,7 @@ def metadata(config: DiffusionConfig, material: Material, summary: RunSummary, p
         "ss_max_grad_norm": train.clip,
         "ss_mixed_precision": {"fp32": "no"}.get(train.precision, train.precision),
         "ss_scale_weight_norms": train.scale_weight_norms,
+        "ss_masked_loss": data.mask != "none",
         "ss_min_snr_gamma": config.loss.min_snr_gamma,
         "ss_debiased_estimation": config.loss.debiased,
         "ss_loss_type": config.loss.type,

@@ -186,7 +186,7 @@ class Trainer:
         if settings.dropout or settings.rank_dropout or settings.module_dropout:
             torch.manual_seed(derive_seed(self.config.seed, "dropout", self.step, places[0]))
         predicted = self._predict(batch.noisy, batch.times, batch.text, batch.time_ids)
-        return self.noise.loss(predicted, batch.target, batch.times)
+        return self.noise.loss(predicted, batch.target, batch.times, batch.mask)
 
     def _predict(self, noisy: Tensor, times: Tensor, text: Text, time_ids: Tensor) -> Tensor:
         unet: Any = self.adapters.unet

@@ -12,6 +12,10 @@ from lowrank_diffusion.data.picture import Note, Picture, PictureFile, first_of
 PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
+_MASK = "-masklabel.png"
+"""How OneTrainer ends the name of a picture's mask."""
+
+
 def files_below(folder: Path) -> list[Path]:
     """Every file in it and in its folders, relative to it and in order; none that is hidden."""
     found: list[Path] = []
@@ -25,6 +29,7 @@ def files_below(folder: Path) -> list[Path]:
 def folder_pictures(folder: Path, files: Sequence[Path], data: DataConfig, note: Note) -> list[Picture]:
     """One picture for each of `files` that is one; its caption is empty where nothing captions it.
 
+    `a-masklabel.png` is no picture but the mask of `a`.
     Metadata goes before a text file. A text file without a picture is noted only, since it may be
     a licence; metadata about a missing picture is an error.
 
@@ -35,7 +40,8 @@ def folder_pictures(folder: Path, files: Sequence[Path], data: DataConfig, note:
     LowrankError
         When a metadata or text file cannot be read, or metadata names a picture that is not there.
     """
-    pictures = [file for file in files if file.suffix.lower() in PICTURE_ENDINGS]
+    masks = {file.with_name(file.name.removesuffix(_MASK)): file for file in files if file.name.endswith(_MASK)}
+    pictures = [file for file in files if file.suffix.lower() in PICTURE_ENDINGS and not file.name.endswith(_MASK)]
     metadata = [file for file in files if file.name in METADATA]
     if data.image_key is not None:
         raise UsageError(
@@ -50,7 +56,16 @@ def folder_pictures(folder: Path, files: Sequence[Path], data: DataConfig, note:
     captions = _text_captions(folder, files, pictures, note)
     for file in metadata:
         captions |= metadata_captions(folder, file, set(pictures), data.caption_key)
-    return [Picture(file.as_posix(), captions.get(file, ""), PictureFile(folder / file)) for file in pictures]
+    return [
+        Picture(
+            file.as_posix(),
+            captions.get(file, ""),
+            PictureFile(folder / file),
+            None if mask is None else Picture(mask.as_posix(), "", PictureFile(folder / mask)),
+        )
+        for file in pictures
+        for mask in [masks.get(file.with_suffix(""))]
+    ]
 
 
 def _text_captions(folder: Path, files: Sequence[Path], pictures: Sequence[Path], note: Note) -> dict[Path, str]:

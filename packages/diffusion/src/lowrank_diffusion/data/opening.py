@@ -53,6 +53,21 @@ def rgb_of(picture: Picture, background: Colour) -> Image.Image:
         ) from error
 
 
+def has_alpha(picture: Picture) -> bool:
+    """Whether a picture may be transparent somewhere; its header says so."""
+    with picture.open() as image:
+        return image.has_transparency_data
+
+
+def alpha_of(picture: Picture) -> Image.Image | None:
+    """How opaque each pixel of the upright picture is, in mode L; None where the picture has no alpha channel."""
+    with picture.open() as image:
+        if not image.has_transparency_data:
+            return None
+        ImageOps.exif_transpose(image, in_place=True)
+        return image.convert("RGBA").getchannel("A")
+
+
 def check_pictures(
     pictures: Sequence[Picture], tolerated: float, note: Note, decode: bool = True
 ) -> tuple[list[Picture], list[Size]]:

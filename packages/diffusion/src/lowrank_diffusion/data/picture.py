@@ -23,6 +23,8 @@ class Picture:
     """The file or row, for messages."""
     caption: str
     open: Callable[[], Image.Image]
+    mask: "Picture | None" = None
+    """Beside it: white where it counts in the loss."""
 
 
 @dataclass(frozen=True)

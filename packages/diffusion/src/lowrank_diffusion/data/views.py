@@ -120,6 +120,11 @@ def pixels_of(picture: Picture, view: View, background: Colour) -> Tensor:
             f"{picture.name} has {image.height}x{image.width} pixels (height x width), and had "
             f"{view.original[0]}x{view.original[1]} when this run looked first; start the run anew"
         )
+    return torch.from_numpy(np.array(cut(image, view))).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def cut(image: Image.Image, view: View) -> Image.Image:
+    """An upright picture of the view's original size, resized, cut and perhaps mirrored, in its own mode."""
     height, width = resized(view.original, (view.height, view.width))
     left = width - view.left - view.width if view.flipped else view.left
     # The cut in the original's pixels, so that no long narrow picture is enlarged as a whole.
@@ -128,4 +133,4 @@ def pixels_of(picture: Picture, view: View, background: Colour) -> Tensor:
     image = image.resize((view.width, view.height), Image.Resampling.LANCZOS, box)
     if view.flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return image
