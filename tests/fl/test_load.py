@@ -1,10 +1,13 @@
 """Configurations: presets, files, overrides, sweeps, and every fault named at once."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from lowrank_core import UsageError
 from lowrank_fl.config import RunConfig
+from lowrank_fl.folder import run_name
 from lowrank_fl.load import expand, load_config
 from lowrank_fl.paper.rows import paper_settings
 from lowrank_fl.presets import presets
@@ -204,3 +207,26 @@ def test_files_that_hold_no_configuration_are_refused(tmp_path, text, message):
 
 def test_defaults_need_no_key_at_all():
     assert RunConfig().federation.clients == 20
+
+
+@pytest.mark.parametrize("value", ["..", ".", "", "../../x", "/x", "a/b"])
+def test_no_value_of_a_sweep_leads_out_of_its_folder(value):
+    name = run_name({"data.path": value})
+    assert name
+    assert (Path("out") / name).resolve().parent == Path("out").resolve()
+
+
+def test_a_sweep_that_would_not_end(tmp_path):
+    file = tmp_path / "run.yaml"
+    values = ", ".join("1" * 200)
+    file.write_text(f"sweep: {{seed: [{values}], rounds: [{values}]}}")
+    with pytest.raises(UsageError, match="make 40000 runs, more than 10000; take shorter lists"):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize("sweep", ["5", "[a]", "x"])
+def test_a_sweep_that_is_none(tmp_path, sweep):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"sweep: {sweep}")
+    with pytest.raises(UsageError, match="sweep takes keys and their lists of values, got"):
+        load_config(str(file))

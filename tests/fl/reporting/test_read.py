@@ -6,7 +6,8 @@ import pytest
 from made_runs import write_run
 
 from lowrank_core import LowrankError
-from lowrank_fl.reporting.read import find_runs, read_rows
+from lowrank_fl.folder import read_rows
+from lowrank_fl.reporting.read import find_runs
 
 
 def names(found):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lowrank_fl.reporting.read import read_rows
+from lowrank_fl.folder import read_rows
 from lowrank_fl.reporting.run_page import bytes_to_originals, write_report
 from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import RoundRow, RunSummary

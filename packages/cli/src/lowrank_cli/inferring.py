@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-import yaml
 
 from lowrank_core.errors import UsageError
+from lowrank_core.parsing import parse_yaml
 
 if TYPE_CHECKING:
     from lowrank_diffusion.infer.run import Request
@@ -21,8 +21,8 @@ def is_federated(path: Path) -> bool:
     if (path / "model.json").is_file():
         return True
     try:
-        tree: Any = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree: Any = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
     return isinstance(tree, dict) and "federation" in tree
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_LONGEST = 200
+
 
 class LowrankError(Exception):
     """A situation the user can mend: what was wrong, what was found, what to do next, in one sentence.
@@ -17,6 +19,12 @@ class UsageError(LowrankError):
     """The request itself cannot be meant: an unknown name, a value of the wrong type or out of range."""
 
     exit_code = 2
+
+
+def shortened(text: str) -> str:
+    """What a message quotes, on one line; of a long text its beginning."""
+    text = " ".join(text.splitlines())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def quoted(names: Sequence[str]) -> str:

@@ -7,18 +7,21 @@ For the packages whose runs are pydantic models; pydantic and PyYAML come with `
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from lowrank_core.errors import UsageError
+from lowrank_core.errors import UsageError, shortened
+from lowrank_core.parsing import parse_yaml
 
 M = TypeVar("M", bound=BaseModel)
 Tree = dict[str, Any]
+_MOST_RUNS = 10_000
+"""Of a sweep; more would not end, and only checking them takes minutes."""
 
 
 def read_tree(source: str, presets: Collection[str], read_preset: Callable[[str], str], command: str) -> Tree:
@@ -39,9 +42,9 @@ def read_tree(source: str, presets: Collection[str], read_preset: Callable[[str]
         nearest = ", ".join(get_close_matches(source, presets, n=3, cutoff=0.4)) or ", ".join(presets)
         raise UsageError(f"no preset {source!r}; nearest: {nearest}; see them all with {command}, or name a .yaml file")
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(text) or {}
+    except ValueError as error:
+        raise UsageError(f"{source} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{source} must hold keys and values, got {type(tree).__name__}")
     return tree
@@ -58,8 +61,8 @@ def assignment(text: str, option: str) -> tuple[str, Any]:
 def yaml_value(text: str) -> Any:
     """What the text means in YAML, or the text itself."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 
@@ -87,9 +90,11 @@ def validated(model: type[M], tree: Tree, swept: Mapping[str, Any] = {}) -> list
     faults = [_unknown(key, names) for key in [*_keys(tree, mappings), *swept] if key not in names]
     for key, values in swept.items():
         if not isinstance(values, list) or not values:
-            faults.append(f"sweep.{key}: needs a list of values, got {values!r}")
+            faults.append(f"sweep.{key}: needs a list of values, got {shortened(repr(values))}")
     known = _known(tree, names, mappings)
     lists = {key: values for key, values in swept.items() if isinstance(values, list) and values and key in names}
+    if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:
+        raise UsageError(f"sweep: its lists of values make {count} runs, more than {_MOST_RUNS}; take shorter lists")
     configs: list[M] = []
     for values in itertools.product(*lists.values()):
         try:
@@ -150,4 +155,4 @@ def _fault(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{location}: {message}" if location else message
-    return f"{location}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+    return f"{location}: {message[0].lower()}{message[1:]}, got {shortened(repr(error['input']))}"

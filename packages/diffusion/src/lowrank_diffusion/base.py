@@ -1,6 +1,5 @@
 """The frozen SDXL below an adapter: from a diffusers folder, the hub, or this package."""
 
-import json
 import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowrank_core.errors import LowrankError
+from lowrank_core.parsing import parse_json
 from lowrank_diffusion.config import BaseConfig
 from lowrank_diffusion.encoding import vae_dtype
 from lowrank_diffusion.identity import source_identity
@@ -134,7 +134,7 @@ def check_sdxl(folder: Path, path: str, option: str = "base.path") -> None:
     """
     index = folder / "model_index.json"
     try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        kind = parse_json(index.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError):
         raise LowrankError(
             f"{path} is no diffusers folder: there is no readable model_index.json in it; give the folder of an SDXL "

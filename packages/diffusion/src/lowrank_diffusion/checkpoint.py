@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
+from lowrank_core.files.check import some
 from lowrank_core.files.tensors import read_tensors, write_tensors
+from lowrank_core.parsing import parse_json, record_of
 from lowrank_diffusion.config import DiffusionConfig
 
 _FOLDER = "checkpoint"
@@ -87,21 +89,36 @@ def load_checkpoint(run: Path, digest: str | None) -> Checkpoint | None:
     path = found[-1]
     try:
         tensors, about = read_tensors(path)
-        step, described = int(about["step"]), json.loads(about["optimizer"])
-    except (LowrankError, KeyError, ValueError) as error:
+        step, optimizer = int(about["step"]), _with_tensors(parse_json(about["optimizer"]), tensors)
+        record_of(_OptimizerState, optimizer)
+    except (LowrankError, LookupError, TypeError, ValueError) as error:
         raise LowrankError(
-            f"the checkpoint {path} is damaged ({error}); remove it to go on from the one before, or from the start"
+            f"the checkpoint {path} is damaged ({shortened(str(error))}); remove it to go on from the one before, "
+            "or from the start"
         ) from None
     if digest is not None and about.get("run") != digest:
         raise LowrankError(
             f"the checkpoint {path} was left by a run with another configuration, other pictures or another number of "
             f"processes than {run / 'config.yaml'} means now; put those back, or start a new run"
         )
-    return Checkpoint(step, _below("adapter", tensors), _with_tensors(described, tensors), _below("average", tensors))
+    return Checkpoint(step, _below("adapter", tensors), optimizer, _below("average", tensors))
 
 
 def _below(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{folder}/"): t for name, t in tensors.items() if name.startswith(f"{folder}/")}
+
+
+@dataclass(frozen=True)
+class _Group:
+    params: list[str]
+
+
+@dataclass(frozen=True)
+class _OptimizerState:
+    """What of `Checkpoint.optimizer` is the same in every optimizer."""
+
+    state: dict[str, dict[str, Any]]
+    param_groups: list[_Group]
 
 
 def named_state(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -116,8 +133,18 @@ def named_state(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 
 
 def numbered_state(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What `named_state` made of it, turned back."""
+    """What `named_state` made of it, turned back.
+
+    Raises:
+        LowrankError: it is of parameters that are not among `names`.
+    """
     numbers = {name: number for number, name in enumerate(names)}
+    held = [*state["state"], *(name for group in state["param_groups"] for name in group["params"])]
+    if foreign := [name for name in held if name not in numbers]:
+        raise LowrankError(
+            f"the checkpoint has the optimizer's state of {some(foreign, 3)}, which this run does not train; remove "
+            "the checkpoint to go on from the one before, or from the start"
+        )
     return {
         **state,
         "state": {numbers[name]: values for name, values in state["state"].items()},

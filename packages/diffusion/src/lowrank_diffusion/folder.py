@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.files.tensors import write_bytes
+from lowrank_core.parsing import parse_json, record_of
 from lowrank_core.run_folder import prepare
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.results import RunSummary, StepRow
@@ -26,9 +27,21 @@ def begin(out: Path | None, config: DiffusionConfig) -> Path:
 
 
 def read_summary(folder: Path) -> RunSummary | None:
-    """The summary of a run that has ended, or was interrupted."""
+    """The summary of a run that has ended, or was interrupted.
+
+    Raises:
+        LowrankError: it is damaged.
+    """
     file = folder / "summary.json"
-    return RunSummary(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return record_of(RunSummary, parse_json(file.read_bytes()))
+    except ValueError as error:
+        raise LowrankError(
+            f"{file} is damaged: it is not a run's summary as JSON ({shortened(str(error))}); remove it, and "
+            f"lowrank diffusion train --resume {folder} writes it again"
+        ) from None
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:
@@ -58,9 +71,22 @@ class Metrics:
         return rows
 
     def read(self) -> list[StepRow]:
-        """All rows; a last line that a killed run has left half written is none."""
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
-        return [StepRow(**json.loads(line)) for line in lines]
+        """All rows; a last line that a killed run has left half written is none.
+
+        Raises:
+            LowrankError: a line that is no step.
+        """
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        rows: list[StepRow] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(record_of(StepRow, parse_json(line)))
+            except ValueError as error:
+                raise LowrankError(
+                    f"{self.path} is damaged at line {number}: it is not a step's numbers as JSON "
+                    f"({shortened(str(error))}); put the line back, or start the run again in a new folder"
+                ) from None
+        return rows
 
     def add(self, row: StepRow) -> None:
         with self.path.open("a", encoding="utf-8") as lines:

@@ -1,6 +1,5 @@
 """A model on the meta device from the config.json of transformers or diffusers, in a folder or on the hub."""
 
-import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import nn
 
 from lowrank_core.costs.trace import CountFlops
 from lowrank_core.errors import LowrankError
+from lowrank_core.parsing import parse_json
 from lowrank_diffusion.blank import BlankNetwork, unet_inputs
 
 _TOKENS = 128
@@ -33,7 +33,7 @@ def blank_from_config(source: str, note: Callable[[str], None]) -> BlankNetwork:
         hint = f"give one of its parts, such as {folder / parts[0]}" if parts else "give a folder of a saved model"
         raise LowrankError(f"no config.json in {folder}; {hint}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LowrankError(f"{path} is not JSON: {error}; save the model's configuration again") from None
     with torch.device("meta"), CountFlops():

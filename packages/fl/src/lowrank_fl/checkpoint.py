@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from lowrank_core import LowrankError
+from lowrank_core.errors import shortened
 from lowrank_fl.config import RunConfig
 from lowrank_fl.folder import write_whole
 from lowrank_fl.state import state_of, trained_state
@@ -71,7 +73,8 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise LowrankError(
-            f"{path} is damaged ({error}); remove {path.parent} to start this run again from its first round"
+            f"{path} is damaged ({shortened(str(error))}); remove {path.parent} to start this run again from its first "
+            "round"
         ) from None
     if about.get("config") != _digest(config):
         raise LowrankError(
@@ -82,7 +85,13 @@ def load_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         part: {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
         for part in ("model", "strategy", "wire", "ranks")
     }
-    return Checkpoint(int(about["round"]), **parts, base=about.get("base", ""))
+    round_number, accepted = about.get("round", ""), parts["wire"].get("accepted")
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", round_number) or accepted is None or accepted.shape[1:] != (2,):
+        raise LowrankError(
+            f"{path} is damaged (its round is {shortened(repr(round_number))}); remove {path.parent} to start this run "
+            "again from its first round"
+        )
+    return Checkpoint(int(round_number), **parts, base=about.get("base", ""))
 
 
 def base_digest(model: nn.Module) -> str:

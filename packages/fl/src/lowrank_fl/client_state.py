@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lowrank_core import LowrankError
+from lowrank_core.errors import shortened
 
 _NAME = re.compile(r"round-(\d+)\.safetensors")
 
@@ -41,7 +42,8 @@ class ClientStates:
             return load_file(path)
         except Exception as error:
             raise LowrankError(
-                f"the state of client {client} in {path} cannot be read ({error}); start the run again in a new folder"
+                f"the state of client {client} in {path} cannot be read ({shortened(str(error))}); start the "
+                "run again in a new folder"
             ) from None
 
     def save(self, client: int, round_number: int, tensors: Mapping[str, Tensor], *, keep: int) -> None:

@@ -11,27 +11,71 @@ import numpy as np
 import yaml
 
 from lowrank_core import LowrankError
+from lowrank_core.errors import shortened
+from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.results import RoundRow, RunSummary
 
 
 def run_name(swept: Mapping[str, Any]) -> str:
-    """The swept values as a folder name, `fedpara-0.1`; nothing outside a sweep."""
-    texts = ("none" if value is None else str(value) for value in swept.values())
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in text) for text in texts)
+    """The swept values as a folder name, `fedpara-0.1`; nothing outside a sweep.
+
+    Whatever the values are, it is the name of one folder, which `..` would not be.
+    """
+    texts = ("none" if value is None else str(value) or "empty" for value in swept.values())
+    name = "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in text) for text in texts)
+    return name if name.strip(".") else name.replace(".", "_")
 
 
 def read_summary(folder: Path) -> RunSummary | None:
-    """The summary of a run that has ended, or was interrupted."""
+    """The summary of a run that has ended, or was interrupted.
+
+    Raises:
+        LowrankError: it is damaged.
+    """
     file = folder / "summary.json"
-    return RunSummary(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return record_of(RunSummary, parse_json(file.read_bytes()))
+    except ValueError as error:
+        raise LowrankError(
+            f"{file} is damaged: it is not a run's summary as JSON ({shortened(str(error))}); remove it, and "
+            f"lowrank fl run --resume {folder} writes it again"
+        ) from None
+
+
+def read_rows(folder: Path | str) -> list[RoundRow]:
+    """The rounds that a run's folder holds, in order; none where it has not finished one.
+
+    Raises:
+        LowrankError: a line that is no round. The last may be half written, and is then left out.
+    """
+    file = Path(folder) / "metrics.jsonl"
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    rows: list[RoundRow] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            tree = parse_json(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            tree = None
+        try:
+            rows.append(record_of(RoundRow, tree))
+        except ValueError:
+            raise LowrankError(
+                f"{file} is damaged at line {number}: it is not a round's numbers as JSON; put the line back, or start "
+                "the run again in a new folder"
+            ) from None
+    return rows
 
 
 def finished_rounds(folder: Path) -> int:
     """The rounds in a run's metrics.jsonl."""
     file = folder / "metrics.jsonl"
-    return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+    return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
 def write_config(path: Path, config: RunConfig) -> None:
@@ -58,13 +102,14 @@ class RunFolder:
     def keep_rounds(self, count: int) -> list[RoundRow]:
         """The first `count` rows of metrics.jsonl; later ones, which a killed run may have left, are removed."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines()[:count] if file.exists() else []
-        if len(lines) < count:
+        rows = read_rows(self.path)[:count]
+        if len(rows) < count:
             raise LowrankError(
-                f"{file} has {len(lines)} rounds, and the checkpoint {count}; start the run again in a new folder"
+                f"{file} has {len(rows)} rounds, and the checkpoint {count}; start the run again in a new folder"
             )
-        write_whole(file, "".join(f"{line}\n" for line in lines).encode())
-        return [RoundRow(**json.loads(line)) for line in lines]
+        lines = file.read_bytes().splitlines(keepends=True)[:count] if count else []
+        write_whole(file, b"".join(lines))
+        return rows
 
     def add_round(self, row: RoundRow) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:

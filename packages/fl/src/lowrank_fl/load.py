@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from lowrank_core import UsageError
+from lowrank_core.errors import shortened
 from lowrank_core.settings import assignment, put, read_tree, validated, with_values, yaml_value
 from lowrank_fl.config import Execution, RunConfig
 from lowrank_fl.presets import presets, read_preset
@@ -36,7 +37,10 @@ def load_config(
             their nearest names and values of the wrong type or out of range.
     """
     tree = read_tree(source or "quickstart", presets(), read_preset, "lowrank fl presets")
-    swept: dict[str, Any] = dict(tree.pop("sweep", None) or {})
+    swept: Any = tree.pop("sweep", None) or {}
+    if not isinstance(swept, dict):
+        raise UsageError(f"sweep takes keys and their lists of values, got {shortened(repr(swept))}")
+    swept = {str(key): values for key, values in cast("dict[Any, Any]", swept).items()}
     for override in overrides:
         key, value = assignment(override, "-o")
         if key == "sweep":

@@ -1,25 +1,30 @@
 """The model of a finished run: read from its folder, and taken as the start of another."""
 
-import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, FiniteFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from lowrank_core.adapters.inject import remove
 from lowrank_core.adapters.merge import merge
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.factorizations import Svd
-from lowrank_core.files.tensors import read_tensors
+from lowrank_core.files.tensors import read_shapes, read_tensors
 from lowrank_core.layers import FactorizedWeight
+from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import AdapterConfig, ModelConfig
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model, head_of
 from lowrank_fl.ranks.layers import fit
 from lowrank_fl.state import state_of
+
+_LARGER = 8
+"""Many times what is in its file may a network be, because AdaLoRA's ranks have fallen; more is never allocated."""
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -34,30 +39,64 @@ def read_description(folder: Path) -> dict[str, Any]:
         hint = f"name one of its runs, such as {folder / runs[0]}" if runs else "finish it with lowrank fl run --resume"
         raise LowrankError(f"{folder} has no model.json, which a finished run has; {hint}")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_bytes())
     except ValueError as error:
-        raise damaged(folder, f"model.json is not JSON: {error}") from None
+        raise damaged(folder, f"model.json is not JSON: {shortened(str(error))}") from None
     keys = ("model", "input_shape", "classes", "mean", "std", "white")
     missing = [key for key in keys if not isinstance(description, dict) or key not in description]
     if missing:
         raise damaged(folder, f"model.json has no {missing[0]}")
+    try:
+        record_of(_Inputs, description)
+    except ValueError as error:
+        raise damaged(folder, f"model.json has {shortened(str(error))}") from None
     return description
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What model.json says of the model's inputs and answers."""
+
+    input_shape: Annotated[list[PositiveInt], Field(min_length=1, max_length=3)]
+    classes: Annotated[list[str], Field(min_length=1)]
+    mean: list[FiniteFloat]
+    std: list[FiniteFloat]
+    white: PositiveInt
+
+
 def network_of(folder: Path, description: Mapping[str, Any]) -> nn.Module:
-    """The network that `model.json` describes, an adapter with it, with any weights."""
+    """The network that `model.json` describes, an adapter with it, with any weights.
+
+    Raises:
+        LowrankError: it describes none, or one far larger than the weights beside it.
+    """
     try:
         config = ModelConfig.model_validate(description["model"])
         adapter = AdapterConfig.model_validate(description.get("adapter") or {})
     except ValidationError as error:
         fault = error.errors()[0]
-        raise damaged(folder, f"{fault['loc'][0]} {fault['msg'].removeprefix('Value error, ')}") from None
+        reason = f"{'.'.join(map(str, fault['loc']))} {fault['msg'].removeprefix('Value error, ')}".strip()
+        raise damaged(folder, shortened(reason)) from None
     # Their weights are in the run's own file.
     config = config.model_copy(update={"pretrained": False})
-    model, _ = build_model(config, tuple(description["input_shape"]), len(description["classes"]), seed=0)
-    if adapter.method is not None:
-        put_adapter(model, config.name, adapter, seed=0)
-    return model
+    shape, classes = tuple(description["input_shape"]), len(description["classes"])
+
+    def build() -> nn.Module:
+        model, _ = build_model(config, shape, classes, seed=0)
+        if adapter.method is not None:
+            put_adapter(model, config.name, adapter, seed=0)
+        return model
+
+    held = sum(map(math.prod, read_shapes(folder / "model.safetensors").values()))
+    try:
+        with torch.device("meta"):
+            count = sum(tensor.numel() for tensor in state_of(build()).values())
+    # torch's own errors, of sizes that no tensor can have.
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        raise damaged(folder, f"model.json describes no network: {shortened(str(error))}") from None
+    if count > _LARGER * held:
+        raise damaged(folder, f"model.json describes {count:,} numbers, and model.safetensors holds {held:,}")
+    return build()
 
 
 def fill(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,5 @@
 """Two models in files, tensor by tensor: what differs, without either of them in memory."""
 
-import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lowrank_core.files.bundle import Component
 from lowrank_core.files.check import some
 from lowrank_core.files.peft import COMPONENT_OF_CLASS, COMPONENT_OF_FOLDER
 from lowrank_core.files.tensors import open_tensors
+from lowrank_core.parsing import parse_json
 
 _EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 """Matrices of a CLIP text encoder that are no linear layers."""
@@ -92,7 +92,7 @@ def _networks(folder: Path) -> dict[Component, list[Path]]:
 def _component(folder: Path) -> Component:
     """Which network of a pipeline a folder of one model is, by its config.json, else by its name."""
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         kind = fields.get("_class_name") or (fields.get("architectures") or [""])[0]
     except (OSError, ValueError, AttributeError):
         kind = ""

@@ -1,6 +1,5 @@
 """diffusers' LoRA files (`pytorch_lora_weights.safetensors`): `unet.<module>.lora_A.weight` and the like."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from lowrank_core.files.names import Names, fit, names_for, with_text_level
 from lowrank_core.files.peft import rank_and_alpha
 from lowrank_core.files.peft_config import from_json
 from lowrank_core.files.tensors import stored_dtype, write_tensors
+from lowrank_core.parsing import parse_json
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 _METADATA_KEY = "lora_adapter_metadata"
@@ -83,8 +83,8 @@ def _component(module: str) -> tuple[Component, str]:
 def _configured(metadata: Mapping[str, str], path: Path) -> dict[Component, dict[str, Any]]:
     """The fields of each model's LoraConfig, which newer versions of diffusers write into the metadata."""
     try:
-        fields = json.loads(metadata.get(_METADATA_KEY, "{}"))
-    except json.JSONDecodeError:
+        fields = parse_json(metadata.get(_METADATA_KEY, "{}"))
+    except ValueError:
         raise LowrankError(
             f"{path} has {_METADATA_KEY} in its metadata that is not JSON; write the file anew"
         ) from None

@@ -1,6 +1,5 @@
 """Reading single files of kohya's sd-scripts, LyCORIS and ComfyUI: `lora_unet_..._to_q.hada_w1_a` and the like."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from lowrank_core.files.check import FACTOR_NAMES, check_factors, some
 from lowrank_core.files.kron import factor_of, full_rank, unwrapped_sides
 from lowrank_core.files.names import Names, fit, names_for, resolve, split_prefix
 from lowrank_core.files.peft_config import from_json
+from lowrank_core.parsing import parse_json
 
 CONFIGS_KEY = "lowrank.adapter_configs"
 MODULES_KEY = "lowrank.modules"
@@ -97,8 +97,8 @@ def read_kohya(
 
 def _own(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(metadata.get(key, "{}"))
-    except json.JSONDecodeError:
+        value = parse_json(metadata.get(key, "{}"))
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise LowrankError(f"{path} has {key} in its metadata that is not JSON; copy or download the file again")

@@ -1,6 +1,5 @@
 """PEFT folders: adapter_config.json and adapter_model.safetensors, the four methods, in and out."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter
 from lowrank_core.files.check import FACTOR_NAMES, check_factors, some
 from lowrank_core.files.peft_config import from_json, to_json
 from lowrank_core.files.tensors import read_tensors, write_json, write_tensors
+from lowrank_core.parsing import parse_json
 
 T = TypeVar("T")
 CONFIG_NAME = "adapter_config.json"
@@ -64,10 +64,10 @@ def read_peft(folder: Path) -> AdapterFile:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LowrankError(f"there is no file {path}; a PEFT folder holds {CONFIG_NAME} and {WEIGHTS_NAME}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise LowrankError(f"{path} is not JSON ({error}); copy or download it again") from None
     if not isinstance(fields, dict):
         raise LowrankError(f"{path} holds no JSON object; copy or download it again")

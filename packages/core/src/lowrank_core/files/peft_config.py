@@ -4,11 +4,11 @@ A field that means something here becomes a field of the config; every other one
 write differently (null for an empty list, a schedule in steps), is kept in `other_fields` and written again as it was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from lowrank_core.adapters.config import AdaLoRA, AdapterConfig, LoHa, LoKr, LoRA
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 
 PEFT_TYPES: dict[str, type[AdapterConfig]] = {"LORA": LoRA, "LOHA": LoHa, "LOKR": LoKr, "ADALORA": AdaLoRA}
 
@@ -87,7 +87,7 @@ def from_json(fields: Mapping[str, Any]) -> AdapterConfig:
         UsageError: a value out of range, such as a rank below 1.
     """
     kind = fields.get("peft_type")
-    if kind not in PEFT_TYPES:
+    if not isinstance(kind, str) or kind not in PEFT_TYPES:
         raise LowrankError(f"adapter_config.json is of peft_type {kind!r}; this reads {', '.join(PEFT_TYPES)}")
     for name in _COMPUTES_OTHERWISE:
         if fields.get(name):
@@ -98,6 +98,9 @@ def from_json(fields: Mapping[str, Any]) -> AdapterConfig:
             f"the adapter starts from {init}, which changes the base weights too; save it with PEFT's "
             "path_initial_model_for_weight_conversion first"
         )
+    for name, wanted, fits in _TYPES:
+        if fields.get(name) is not None and not fits(fields[name]):
+            raise _wrong_type(name, fields[name], wanted)
     values: dict[str, Any] = {"target_modules": []}
     defaults = PEFT_TYPES[kind](target_modules=[])
     for theirs, ours in _FIELDS[kind].items():
@@ -110,7 +113,7 @@ def from_json(fields: Mapping[str, Any]) -> AdapterConfig:
     if kind == "LORA":
         values["weight_decompose"] = "out" if fields.get("use_dora") else None
     started = fields.get("init_lora_weights" if "LORA" in kind else "init_weights", True)
-    values["init_weights"] = {False: "random", "lycoris": "lycoris"}.get(started, "peft")
+    values["init_weights"] = "random" if started is False else "lycoris" if started == "lycoris" else "peft"
     if kind == "ADALORA":
         values |= _shares(fields)
     try:
@@ -134,20 +137,45 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     else:
         return
     if not fits:
-        raise LowrankError(
-            f"adapter_config.json has a value of the wrong type: {name} is {value!r}, expected {wanted}; correct it"
-        )
+        raise _wrong_type(name, value, wanted)
+
+
+def _wrong_type(name: str, value: Any, wanted: str) -> LowrankError:
+    return LowrankError(
+        f"adapter_config.json has a value of the wrong type: {name} is {shortened(repr(value))}, expected {wanted}; "
+        "correct it"
+    )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in cast("list[Any]", value))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, int) for one in cast("list[Any]", value))
+
+
+_TYPES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    *(
+        (name, "a name or a list of names", lambda value: isinstance(value, str) or _are_names(value))
+        for name in ("target_modules", "exclude_modules", "layers_pattern")
+    ),
+    ("modules_to_save", "a list of names", _are_names),
+    ("layers_to_transform", "a whole number or a list of them", lambda v: isinstance(v, int) or _are_numbers(v)),
+    ("auto_mapping", "names with values", lambda value: isinstance(value, dict)),
+)
+"""What fields hold whose defaults do not show it; null is always good."""
+
+
 def _shares(fields: Mapping[str, Any]) -> dict[str, Any]:
     """AdaLoRA's schedule, as shares of the run; PEFT's defaults (null steps) are no schedule at all."""
     shares: dict[str, Any] = {}
-    for name in ("total_step", "tinit", "tfinal"):
-        _check_type(name, fields.get(name) or 0, 0)
+    for name in ("total_step", "tinit", "tfinal", "target_r", "init_r"):
+        _check_type(name, 0 if fields.get(name) is None else fields[name], 0)
     if fields.get("total_step"):
         shares = {
             "warmup": (fields.get("tinit") or 0) / fields["total_step"],
@@ -156,7 +184,7 @@ def _shares(fields: Mapping[str, Any]) -> dict[str, Any]:
         if shares["warmup"] + shares["settle"] >= 1:
             shares = {}
     # PEFT lets the target be above the start, which then never happens.
-    if "target_r" in fields and "init_r" in fields:
+    if fields.get("target_r") is not None and fields.get("init_r") is not None:
         shares["target_rank"] = max(1, min(fields["target_r"], fields["init_r"]))
     return shares
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAGICS = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle"}
@@ -44,7 +44,9 @@ def open_tensors(path: Path) -> Generator[Any]:
         with file as opened:
             yield opened
     except SafetensorError as error:
-        raise LowrankError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+        raise LowrankError(
+            f"{path} is not a whole safetensors file ({shortened(str(error))}); copy or download it again"
+        ) from None
 
 
 def check_readable(path: Path) -> None:

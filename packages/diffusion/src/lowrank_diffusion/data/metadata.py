@@ -1,12 +1,12 @@
 """metadata.jsonl and metadata.csv, the Hugging Face way to caption the pictures of a folder."""
 
 import csv
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from lowrank_core.errors import LowrankError
+from lowrank_core.parsing import parse_json
 from lowrank_diffusion.data.columns import caption_column
 from lowrank_diffusion.data.picture import first_of
 
@@ -56,14 +56,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise LowrankError(f"{path} cannot be read ({error}); it should be text in UTF-8") from error
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        try:
+            return list(csv.DictReader(text.splitlines(), restkey=""))
+        except csv.Error as error:
+            raise LowrankError(f"{path} is no CSV ({error}); each line is one row") from None
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise LowrankError(f"line {number} of {path} is no JSON ({error}); each line is one object") from error
         if not isinstance(row, dict):
             raise LowrankError(f"line {number} of {path} is {line.strip()[:40]}, and each line is one object")

@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core import LowrankError
+from lowrank_core.errors import shortened
+from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import Execution, RunConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.execution.fits import fault
@@ -24,6 +26,11 @@ FILE = "execution.json"
 
 # Rounding alone moves an epoch's loss by far less, a way that computes something else by more.
 _TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class _Choice:
+    execution: Execution
 
 
 def settle(
@@ -45,7 +52,13 @@ def settle(
         return how
     file = folder / FILE
     if file.exists():
-        return replace(how, execution=json.loads(file.read_text(encoding="utf-8"))["execution"])
+        try:
+            return replace(how, execution=record_of(_Choice, parse_json(file.read_bytes())).execution)
+        except ValueError as error:
+            raise LowrankError(
+                f"{file} is damaged ({shortened(str(error))}); remove it, and the ways are timed again, after which "
+                "the run may differ in its last bits"
+            ) from None
     ways = [way for way in get_args(Execution) if fault(config, way) is None]
     seconds, left_out = time_ways(ways, model, examples, parts, how)
     chosen: Execution = min(seconds, key=seconds.__getitem__) if seconds else "sequential"

@@ -1,14 +1,12 @@
 """Runs as their folders tell of them, those that are still under way or were cut off included."""
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowrank_core.errors import LowrankError
 from lowrank_fl.config import RunConfig
+from lowrank_fl.folder import read_rows, read_summary
 from lowrank_fl.load import load_config
 from lowrank_fl.results import RoundRow, RunSummary
 
@@ -67,33 +65,12 @@ def find_runs(paths: Sequence[Path]) -> Found:
     for folder in folders.values():
         rows = read_rows(folder)
         if rows:
-            runs.append(RunRecord(folder, _config(folder), rows, _summary(folder)))
+            runs.append(RunRecord(folder, _config(folder), rows, read_summary(folder)))
         else:
             empty.append(folder)
     if not runs:
         raise LowrankError(f"no run in {', '.join(map(str, paths))} has finished a round yet; report on it later")
     return Found(runs, empty)
-
-
-def read_rows(run_dir: Path | str) -> list[RoundRow]:
-    """The rounds that a run's folder holds, in order; none where it has not finished one.
-
-    Raises:
-        LowrankError: a line that is no round. The last may be half written, and is then left out.
-    """
-    metrics = Path(run_dir) / "metrics.jsonl"
-    if not metrics.exists():
-        return []
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    rows: list[RoundRow] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(RoundRow(**_known(json.loads(line), RoundRow)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines) and isinstance(error, ValueError):
-                break
-            raise LowrankError(f"{metrics} is damaged at line {number}: it is not a round's numbers as JSON") from None
-    return rows
 
 
 def _is_run(folder: Path) -> bool:
@@ -106,19 +83,3 @@ def _config(folder: Path) -> RunConfig:
         return load_config(str(file))
     except LowrankError as error:
         raise LowrankError(f"{file} is not a run's configuration: {error}") from None
-
-
-def _summary(folder: Path) -> RunSummary | None:
-    file = folder / "summary.json"
-    if not file.exists():
-        return None
-    try:
-        return RunSummary(**_known(json.loads(file.read_text(encoding="utf-8")), RunSummary))
-    except (ValueError, TypeError):
-        raise LowrankError(f"{file} is damaged: it is not a run's summary as JSON") from None
-
-
-def _known(tree: dict[str, Any], shape: type) -> dict[str, Any]:
-    """Without the keys of another version."""
-    names = {field.name for field in dataclasses.fields(shape)}
-    return {key: value for key, value in tree.items() if key in names}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from lowrank_fl.reporting.read import read_rows
+from lowrank_fl.folder import read_rows
 from lowrank_fl.reporting.text import METHODS, label_of, three_digits
 from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach
 

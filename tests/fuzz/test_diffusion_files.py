@@ -1,0 +1,156 @@
+"""Every file of a fine-tuning run, damaged: configurations, steps, checkpoints, caches, captions, adapters' folders."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from guard import answers_or_refuses
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import damaged, fuzzed, json_files, jsonl_files, safetensors_files, yaml_files
+from PIL import Image
+
+from lowrank_cli.inferring import is_federated
+from lowrank_diffusion.base import check_sdxl
+from lowrank_diffusion.caches import DiskCache
+from lowrank_diffusion.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    named_state,
+    numbered_state,
+    save_checkpoint,
+)
+from lowrank_diffusion.config import DataConfig
+from lowrank_diffusion.data.sources import find_pictures
+from lowrank_diffusion.folder import Metrics, read_summary
+from lowrank_diffusion.infer.sources import base_of, sources_of
+from lowrank_diffusion.load import load_config
+from lowrank_diffusion.results import RunSummary, StepRow
+
+KEY = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with one of each file."""
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "adapter_config.json").write_text("{}")
+    (folder / "config.yaml").write_text(json.dumps(load_config("quickstart").model_dump(mode="json")))
+    metrics = Metrics(folder)
+    for step in (1, 2):
+        metrics.add(StepRow(step, 0.5, 1e-4, 1.0, 10, 1.0, validation_loss=0.5))
+    summary = RunSummary("run", str(folder), "loha", 0, 2, 0.5, None, 0.5, 1.0, 10, 10, 1.0)
+    (folder / "summary.json").write_text(json.dumps(dataclasses.asdict(summary)))
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(2, 2)
+    optimizer.step()
+    state = named_state(optimizer.state_dict(), ["a"]) | {"rank_allocator": {"masks": [[True]], "step": 3}}
+    save_checkpoint(folder, "digest", Checkpoint(2, {"unet/a": parameter.detach()}, state), 1)
+    DiskCache(folder / "cache", print).put(KEY, {"mean": torch.ones(1, 4, 2, 2), "std": torch.ones(1, 4, 2, 2)})
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionXLPipeline", "unet": ["a", "b"]})
+    )
+    return folder
+
+
+def fuzz(run, name, contents, *reads):
+    """Each of `reads` is given a copy of the folder in which one file is damaged."""
+
+    @fuzzed
+    @given(content=contents)
+    def one(content):
+        copied = run.parent / "case" / "run"
+        copied.parent.mkdir()
+        try:
+            shutil.copytree(run, copied)
+            (copied / name).write_bytes(content)
+            for read in reads:
+                answers_or_refuses(lambda read=read: read(copied), copied)
+            assert [path.name for path in copied.parent.iterdir()] == ["run"]
+        finally:
+            shutil.rmtree(copied.parent)
+
+    one()
+
+
+def test_configurations(run):
+    config = json.loads((run / "config.yaml").read_text())
+    fuzz(
+        run,
+        "config.yaml",
+        yaml_files(config),
+        lambda folder: load_config(str(folder / "config.yaml")),
+        lambda folder: base_of(sources_of([folder]), None, None),
+        is_federated,
+    )
+
+
+def test_steps(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    fuzz(run, "metrics.jsonl", jsonl_files(rows), lambda folder: Metrics(folder).keep(1))
+
+
+def test_summaries(run):
+    fuzz(run, "summary.json", json_files(json.loads((run / "summary.json").read_text())), read_summary)
+
+
+def test_checkpoints(run):
+    name = "checkpoint/step-00000002.safetensors"
+
+    def read(folder):
+        for digest in ("digest", None):
+            checkpoint = load_checkpoint(folder, digest)
+            assert checkpoint is not None
+            numbered_state(checkpoint.optimizer, ["a"])
+
+    fuzz(run, name, safetensors_files((run / name).read_bytes()), read)
+
+
+def test_caches(run):
+    name = f"cache/{KEY[:2]}/{KEY}.safetensors"
+
+    def read(folder):
+        cache = DiskCache(folder / "cache", lambda _: None)
+        return cache.has(KEY), cache.get(KEY)
+
+    fuzz(run, name, safetensors_files((run / name).read_bytes()), read)
+
+
+ROWS = [{"file_name": "a.png", "text": "a house"}, {"file_name": "b.png", "text": "a tree"}]
+
+
+def test_captions_in_jsonl(run):
+    fuzz(run, "metadata.jsonl", jsonl_files(ROWS), pictures(None), pictures("text"))
+
+
+def test_captions_in_csv(run):
+    contents = st.one_of(
+        damaged(b"file_name,text\na.png,a house\nb.png,a tree\n"),
+        st.sampled_from(
+            [b"file_name,text\na.png," + b"x" * 200_000, b'file_name,text\n"a.png', b"file_name\n../../a.png"]
+        ),
+    )
+    fuzz(run, "metadata.csv", contents, pictures(None), pictures("text"))
+
+
+def test_captions_in_text(run):
+    fuzz(run, "a.txt", damaged("a höuse\n".encode()), pictures(None))
+
+
+def pictures(key):
+    def read(folder):
+        data = DataConfig(path=str(folder), caption_key=key, caption="x")
+        return [picture.name for picture in find_pictures(data, 0, lambda _: None)]
+
+    return read
+
+
+def test_the_index_of_a_base(run):
+    tree = json.loads((run / "model_index.json").read_text())
+    fuzz(run, "model_index.json", json_files(tree), lambda folder: check_sdxl(folder, "x"))
