@@ -1,5 +1,6 @@
 """diffusers' LoRA files (`pytorch_lora_weights.safetensors`): `unet.<module>.lora_A.weight` and the like."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lowrank_core.adapters.config import LoRA
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter, with_patterns
 from lowrank_core.files.check import check_factors, some
 from lowrank_core.files.names import Names, fit, names_for, with_text_level
@@ -85,6 +86,8 @@ def _configured(metadata: Mapping[str, str], path: Path) -> dict[Component, dict
     try:
         fields = parse_json(metadata.get(_METADATA_KEY, "{}"))
     except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
         raise LowrankError(
             f"{path} has {_METADATA_KEY} in its metadata that is not JSON; write the file anew"
         ) from None
@@ -94,6 +97,15 @@ def _configured(metadata: Mapping[str, str], path: Path) -> dict[Component, dict
         if own:
             found[component] = {**own, "peft_type": "LORA"}
     return found
+
+
+def _alpha(name: str, tensor: Tensor) -> float:
+    alpha = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else 0.0
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise LowrankError(
+            f"{name} has alpha {shortened(str(tensor.tolist()))}, expected a positive number; correct it"
+        )
+    return alpha
 
 
 def _file(
@@ -107,7 +119,7 @@ def _file(
         if config is not None:
             rank, alpha = rank_and_alpha(config, name)
         else:
-            alpha = float(each["alpha"]) if "alpha" in each else rank
+            alpha = _alpha(name, each["alpha"]) if "alpha" in each else rank
         magnitude = each.get("magnitude")
         flat = None if magnitude is None else magnitude.flatten()
         modules[name] = ModuleAdapter(factors, rank, alpha, flat, None if magnitude is None else "out")

@@ -76,8 +76,10 @@ def read_kohya(
     raw, foreign = _collect(tensors)
     if foreign:
         raise LowrankError(f"{path} has keys that belong to no LoRA, LoHa or LoKr module: {some(foreign)}")
-    own = _own(metadata, CONFIGS_KEY, path)
-    written: dict[str, str] = _own(metadata, MODULES_KEY, path)
+    own: dict[str, dict[str, Any]] = _own(metadata, CONFIGS_KEY, path, dict)
+    written: dict[str, str] = _own(metadata, MODULES_KEY, path, str)
+    if len(set(written.values())) < len(written):
+        raise LowrankError(f"{path} gives two modules one name in {MODULES_KEY} of its metadata; write the file anew")
     parts: defaultdict[Component, dict[str, _Raw]] = defaultdict(dict)
     for module, held in raw.items():
         component, flat = cast("tuple[Component, str]", split_prefix(module))
@@ -95,13 +97,14 @@ def read_kohya(
     return files
 
 
-def _own(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+def _own(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> dict[str, Any]:
+    """What we wrote into a file's metadata, names with values of that kind."""
     try:
         value = parse_json(metadata.get(key, "{}"))
     except ValueError:
         value = None
-    if not isinstance(value, dict):
-        raise LowrankError(f"{path} has {key} in its metadata that is not JSON; copy or download the file again")
+    if not isinstance(value, dict) or not all(isinstance(one, kind) for one in cast("dict[str, Any]", value).values()):
+        raise LowrankError(f"{path} has {key} in its metadata that is not JSON of ours; copy or download the file again")
     return cast("dict[str, Any]", value)
 
 
