@@ -104,7 +104,9 @@ def _own(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> dict[
     except ValueError:
         value = None
     if not isinstance(value, dict) or not all(isinstance(one, kind) for one in cast("dict[str, Any]", value).values()):
-        raise LowrankError(f"{path} has {key} in its metadata that is not JSON of ours; copy or download the file again")
+        raise LowrankError(
+            f"{path} has {key} in its metadata that is not JSON of ours; copy or download the file again"
+        )
     return cast("dict[str, Any]", value)
 
 
