@@ -81,7 +81,13 @@ def unet_output(unet) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def finished(fit, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    extra = ["sample.prompts=[a house,a red star]", "sample.steps=2", "sample.every=2", "adapter.text_encoders=true"]
+    extra = [
+        "sample.prompts=[a house,a red star]",
+        "sample.steps=2",
+        "sample.every=2",
+        "adapter.text_encoders=true",
+        "data.trigger=sks",
+    ]
     return out, fit(out, *extra, "cache.text=none", "name=house", "train.steps=3", "train.checkpointing=true")
 
 
@@ -111,7 +117,14 @@ def test_the_folder_holds_what_the_documentation_says(finished):
 
 def test_the_card_shows_grid_recipe_and_files(finished):
     card = (finished[0] / "README.md").read_text()
-    for part in ("samples/step-3.png", "1. a house", "house_lora.safetensors", "method: loha", "`text_encoder_two`"):
+    for part in (
+        "samples/step-3.png",
+        "1. a house",
+        "instance_prompt: sks",
+        "house_lora.safetensors",
+        "method: loha",
+        "`text_encoder_two`",
+    ):
         assert part in card
 
 
@@ -145,6 +158,7 @@ def test_the_single_file_says_what_it_is(finished):
     about = read_tensors(finished[0] / "house.safetensors")[1]
     expected = {
         "modelspec.title": "house",
+        "modelspec.trigger_phrase": "sks",
         "modelspec.resolution": "48x48",
         "modelspec.prediction_type": "epsilon",
         "ss_base_model_version": "sdxl_base_v1-0",

@@ -26,8 +26,9 @@ def model_card(run: Path, config: DiffusionConfig, summary: RunSummary, places: 
         "library_name": "diffusers",
         "tags": ["stable-diffusion-xl", "text-to-image", "lowrank", config.adapter.method],
     }
-    if config.sample.prompts:
-        fields["instance_prompt"] = config.sample.prompts[0]
+    prompt = config.data.trigger or next(iter(config.sample.prompts), None)
+    if prompt is not None:
+        fields["instance_prompt"] = prompt
     sections = [
         f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n",
         f"# {config.name}\n",

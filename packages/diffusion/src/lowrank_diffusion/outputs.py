@@ -61,6 +61,7 @@ def metadata(config: DiffusionConfig, material: Material, summary: RunSummary, p
         "modelspec.title": config.name,
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+        **({} if data.trigger is None else {"modelspec.trigger_phrase": data.trigger}),
         "ss_output_name": config.name,
         "ss_sd_model_name": config.base.path,
         "ss_resolution": f"({data.resolution}, {data.resolution})",

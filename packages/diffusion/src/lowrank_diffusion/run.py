@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import statistics
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,16 @@ import torch
 from lowrank_core.adapters.control import disable
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.run_folder import config_file, locked, take_back_config
-from lowrank_diffusion.adapting import PLACES, put_adapters
-from lowrank_diffusion.base import DTYPES, identity_of, load_base
-from lowrank_diffusion.cached import CachedLatents, CachedText
-from lowrank_diffusion.caches import open_cache
+from lowrank_diffusion.adapting import put_adapters
+from lowrank_diffusion.ahead import encoded_ahead
+from lowrank_diffusion.base import DTYPES, load_base
 from lowrank_diffusion.checkpoint import load_checkpoint, run_digest, save_checkpoint
 from lowrank_diffusion.config import DiffusionConfig
-from lowrank_diffusion.data.captions import Captions
-from lowrank_diffusion.data.opening import colour_of
 from lowrank_diffusion.devices import make_accelerator
-from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
 from lowrank_diffusion.examples import Examples
 from lowrank_diffusion.folder import Metrics, begin, read_summary, write_summary
 from lowrank_diffusion.load import load_config
-from lowrank_diffusion.material import Material, find_material
+from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
 from lowrank_diffusion.outputs import write_outputs
 from lowrank_diffusion.prior import prior_run
@@ -135,7 +130,7 @@ class _Run:
         checkpoint = load_checkpoint(folder, self.digest)
         self.adapters = put_adapters(self.pipeline, config, observer.note)
         self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
-        latents, text = self._encoded(runs)
+        latents, text = encoded_ahead(config, self.pipeline, accelerator, runs, observer)
         self.pipeline.unet.to(accelerator.device)
         examples = [
             Examples(each, material, encoded, text, dataclasses.replace(self.noise, seed=each.seed), accelerator.device)
@@ -199,42 +194,6 @@ class _Run:
         if interrupted:
             raise Interrupted(self.folder, summary)
         return summary
-
-    def _encoded(self, runs: Sequence[tuple[DiffusionConfig, Material]]) -> tuple[list[CachedLatents], CachedText]:
-        """Latents of each run and text, computed ahead where they are cached; what is not needed leaves the device."""
-        config, observer, accelerator = self.config, self.observer, self.accelerator
-        share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-        encoders = TextEncoders.of(self.pipeline)
-        for encoder in encoders.encoders:
-            encoder.to(accelerator.device)
-        captions = [
-            caption for each, material in runs for caption in Captions(each.data, each.seed).all_of(material.captions)
-        ]
-        captions += Sampler.captions(config)
-        if long := encoders.too_long(list(dict.fromkeys(captions))):
-            observer.note(f"{len(long)} captions are too long, and only their beginning is read, such as: {long[0]}")
-        cache = open_cache(config.cache.text, config.cache.folder, observer.note)
-        source = identity_of(
-            config.base, [name for name in PLACES.values() if name != "unet"] + ["tokenizer", "tokenizer_2"]
-        )
-        text = CachedText(encoders, cache, source, DTYPES[config.train.precision], config.data.dropped_caption)
-        text.fill(captions, lambda done, total: observer.stage("embedding captions", done, total), **share)
-        if cache is not None:
-            for encoder in encoders.encoders:
-                encoder.to("cpu")
-
-        vae = self.pipeline.vae.to(accelerator.device)
-        cache = open_cache(config.cache.latents, config.cache.folder, observer.note)
-        background = colour_of(config.data.background)
-        encoder, source = PictureEncoder(vae), identity_of(config.base, ["vae"])
-        latents = [CachedLatents(encoder, cache, source, material.pictures, background) for _, material in runs]
-        if cache is not None:
-            for (_, material), each in zip(runs, latents, strict=True):
-                views = material.cached_views
-                each.fill(views, lambda done, total: observer.stage("encoding pictures", done, total), **share)
-            vae.to("cpu")
-        accelerator.wait_for_everyone()
-        return latents, text
 
     def _base_loss(self) -> float | None:
         with ExitStack() as switched_off:
