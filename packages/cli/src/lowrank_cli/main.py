@@ -12,6 +12,7 @@ import typer
 from lowrank_cli import diffusion, fl
 from lowrank_cli.convert import convert
 from lowrank_cli.count_params import count_params
+from lowrank_cli.doctor import doctor
 from lowrank_cli.help import SectionedCommand
 from lowrank_cli.infer import infer
 
@@ -42,22 +43,37 @@ app.command(
     cls=SectionedCommand,
     epilog='Example: lowrank infer runs/pets --prompt "a cat on a red sofa" --images 4',
 )(infer)
+app.command(cls=SectionedCommand, epilog="Example: lowrank doctor --json")(doctor)
 
 _EXTRAS = {"lowrank_fl": "fl", "lowrank_diffusion": "diffusion"}
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
 
         typer.echo(f"lowrank {version('lowrank')}")
+        others = [f"python {platform.python_version()}"]
+        for name in ("torch", "flwr", "diffusers", "transformers", "peft"):
+            try:
+                others.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                others.append(f"{name} not installed")
+        typer.echo(", ".join(others))
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, and those of torch and others, and exit.",
+        ),
     ] = False,
 ) -> None: ...
 

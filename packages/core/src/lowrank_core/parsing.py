@@ -6,6 +6,9 @@ refused.
 PyYAML and pydantic come with `lowrank-core[config]`.
 """
 
+# What a file holds may be of any type until somebody has looked at it, and PyYAML's classes have no types.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import json
 from typing import Any, TypeVar
 
