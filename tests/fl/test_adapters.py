@@ -99,6 +99,14 @@ def test_without_head_the_last_layer_is_a_layer_as_any_other():
     assert all(".adapters." in name for name in trained_names(model))
 
 
+@pytest.mark.parametrize(("given", "zero"), [((), "hada_w2_a"), (("adapter.init=peft",), "hada_w2_b")])
+def test_loha_begins_as_in_lycoris_unless_told_otherwise(given, zero):
+    settings = config(*given, method="loha")
+    model, _ = model_of(settings, examples_of(settings))
+    empty = {name.rpartition(".")[2] for name, p in model.named_parameters() if "hada" in name and not p.any()}
+    assert empty == {zero}
+
+
 @pytest.mark.parametrize(("target", "layers"), [("[features.4]", [4]), (r"features\.[08]", [0, 8])])
 def test_a_target_narrows_the_layers(target, layers):
     model, _ = model_of(config(f"adapter.target={target}"), examples_of(config()))

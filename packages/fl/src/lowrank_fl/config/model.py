@@ -88,6 +88,9 @@ class AdapterConfig(Section):
     rank: PositiveInt = 8
     alpha: PositiveFloat = 8
     """What the adapter adds is multiplied by alpha / rank."""
+    init: Literal["peft", "lycoris"] | None = None
+    """How the factors begin, as in these libraries. `lycoris` for LoHa if not given, because from PEFT's small factors
+    plain SGD hardly moves their product; `peft` for the others, AdaLoRA's being made orthonormal."""
     target: str | list[str] | None = None
     """The layers it goes to: names or their endings, one regular expression for whole names, or `all-linear`. Every
     Linear and Conv2d if not given."""

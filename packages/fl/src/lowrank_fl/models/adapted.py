@@ -52,6 +52,7 @@ def put_adapter(model: nn.Module, network: str, adapter: AdapterConfig, *, seed:
                     alpha=adapter.alpha,
                     target_modules=_targets(model, network, head, adapter),
                     exclude_modules=[head] if adapter.head else (),
+                    init_weights=adapter.init or ("lycoris" if adapter.method == "loha" else "peft"),
                 ),
             )
         except UsageError as error:
