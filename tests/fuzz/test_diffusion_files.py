@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     parameter.grad = torch.ones(2, 2)
     optimizer.step()
     state = named_state(optimizer.state_dict(), ["a"]) | {"rank_allocator": {"masks": [[True]], "step": 3}}
-    save_checkpoint(folder, "digest", Checkpoint(2, {"unet/a": parameter.detach()}, state), 1)
+    save_checkpoint(folder, "digest", Checkpoint(2, {"unet/a": parameter.detach()}, state, {}), 1)
     DiskCache(folder / "cache", print).put(KEY, {"mean": torch.ones(1, 4, 2, 2), "std": torch.ones(1, 4, 2, 2)})
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
@@ -154,3 +154,16 @@ def pictures(key):
 def test_the_index_of_a_base(run):
     tree = json.loads((run / "model_index.json").read_text())
     fuzz(run, "model_index.json", json_files(tree), lambda folder: check_sdxl(folder, "x"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_configurations_of_models(run, part, monkeypatch):
+    """`lowrank count-params FOLDER`; diffusers and transformers build the network, without its weights."""
+    from lowrank_diffusion.base import base_folder
+    from lowrank_diffusion.folders import blank_from_config
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tree = json.loads((base_folder("tiny", None, print) / part / "config.json").read_text())
+    blank_from_config(str(base_folder("tiny", None, print) / part), print)  # the libraries' own caches, once
+    fuzz(run, "config.json", json_files(tree), lambda folder: blank_from_config(str(folder), lambda _: None))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 _EXTRAS = {
     "fl": ("lowrank-fl", "flwr", "ray", "torchvision"),
@@ -119,7 +119,7 @@ def _torch() -> tuple[list[dict[str, Any]], int | None, str]:
         return [], None, " ".join(str(error).split()) or type(error).__name__
     devices: list[dict[str, Any]] = [{"name": "cpu", "text": platform.processor() or platform.machine()}]
     for number in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(number)
+        about: Any = cast(Any, torch.cuda).get_device_properties(number)
         text = f"{about.name}, {_gigabytes(about.total_memory)}, compute capability {about.major}.{about.minor}"
         devices.append({"name": f"cuda:{number}", "text": text, "memory_bytes": about.total_memory})
     if torch.backends.mps.is_available():

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -93,7 +93,11 @@ def _configured(metadata: Mapping[str, str], path: Path) -> dict[Component, dict
         ) from None
     found: dict[Component, dict[str, Any]] = {}
     for component, prefix in _PREFIX_OF.items():
-        own = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in cast("dict[str, Any]", fields).items()
+            if key.startswith(prefix)
+        }
         if own:
             found[component] = {**own, "peft_type": "LORA"}
     return found
