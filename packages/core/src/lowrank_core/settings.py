@@ -20,6 +20,8 @@ from lowrank_core.parsing import parse_yaml
 
 M = TypeVar("M", bound=BaseModel)
 Tree = dict[str, Any]
+_MOST_TOLD = 15
+"""Faults that one error names; a typing error in a section can make a hundred."""
 _MOST_RUNS = 10_000
 """Of a sweep; more would not end, and only checking them takes minutes."""
 
@@ -103,7 +105,8 @@ def validated(model: type[M], tree: Tree, swept: Mapping[str, Any] = {}) -> list
             faults += [fault for fault in map(_fault, error.errors()) if fault not in faults]
     if faults:
         heading = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration: "
-        raise UsageError(heading + "; ".join(faults))
+        more = [f"and {len(faults) - _MOST_TOLD} more"] if len(faults) > _MOST_TOLD else []
+        raise UsageError(heading + "; ".join([*faults[:_MOST_TOLD], *more]))
     return configs
 
 
