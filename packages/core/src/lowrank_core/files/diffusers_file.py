@@ -106,9 +106,8 @@ def _configured(metadata: Mapping[str, str], path: Path) -> dict[Component, dict
 def _alpha(name: str, tensor: Tensor) -> float:
     alpha = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else 0.0
     if not (math.isfinite(alpha) and alpha > 0):
-        raise LowrankError(
-            f"{name} has alpha {shortened(str(tensor.tolist()))}, expected a positive number; correct it"
-        )
+        found: Any = tensor.tolist()  # pyright: ignore[reportUnknownMemberType]
+        raise LowrankError(f"{name} has alpha {shortened(str(found))}, expected a positive number; correct it")
     return alpha
 
 
