@@ -106,7 +106,7 @@ def _configured(metadata: Mapping[str, str], path: Path) -> dict[Component, dict
 def _alpha(name: str, tensor: Tensor) -> float:
     alpha = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else 0.0
     if not (math.isfinite(alpha) and alpha > 0):
-        found: Any = tensor.tolist()  # pyright: ignore[reportUnknownMemberType]
+        found = cast("Any", tensor).tolist()
         raise LowrankError(f"{name} has alpha {shortened(str(found))}, expected a positive number; correct it")
     return alpha
 
