@@ -185,3 +185,11 @@ def test_the_gap_is_the_mean_over_rounds_of_what_is_left_of_it(tmp_path):
     write_run(tmp_path / "b", "mnist", "aggregation.kind=refit", gaps=((0.4, 0.01), (0.4, 0.03)))
     write_run(tmp_path / "c", "mnist", "model.gamma=0.5")
     assert [row["gap, % of a step"] for row in measured(groups_in(tmp_path), ())] == ["20.00", "2.00", "-"]
+
+
+def test_a_run_of_updates_goes_by_their_kind(tmp_path):
+    write_run(tmp_path / "a", "mnist", "model.method=original", "update.kind=kronecker")
+    write_run(tmp_path / "b", "mnist", "model.method=original")
+    write_run(tmp_path / "c", "mnist", "model.method=original", "update.kind=kronecker", "update.scale=2")
+    labels = [group.label for group in groups_in(tmp_path)]
+    assert labels == ["kronecker update, scale 1.0", "original", "kronecker update, scale 2.0"]

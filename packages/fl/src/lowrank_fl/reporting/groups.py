@@ -12,7 +12,7 @@ from lowrank_fl.reporting.read import RunRecord
 from lowrank_fl.results import RoundRow, RunSummary, bytes_to_reach, round_seconds, total_of
 
 # The method and who keeps what stand first in a label; data are the setting's.
-_UNNAMED = ("data.", "model.method", "adapter.method", "adapter.rank", "adapter.target_rank")
+_UNNAMED = ("data.", "model.method", "adapter.method", "adapter.rank", "adapter.target_rank", "update.kind")
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,8 @@ def _label(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
     if "adapter.method" in own:
         ranks = [own[key] for key in ("adapter.rank", "adapter.target_rank") if key in own]
         method = f"{own['adapter.method']}, rank {' to '.join(map(str, ranks))}"
+    if "update.kind" in own:
+        method = f"{own['update.kind']} update"
     names = [method] if kind in ("none", method) else [kind] if method == "original" else [method, kind]
     for key, value in own.items():
         differs = any(key in other and other[key] != value for other in alike)
