@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -14,8 +14,11 @@ from lowrank_core import LowrankError
 from lowrank_core.errors import shortened
 from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import RunConfig
-from lowrank_fl.data.examples import Examples
 from lowrank_fl.results import RoundRow, RunSummary
+
+if TYPE_CHECKING:
+    # Reports read a run without torch.
+    from lowrank_fl.data.examples import Examples
 
 
 def run_name(swept: Mapping[str, Any]) -> str:
@@ -115,7 +118,7 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(dataclasses.asdict(row)) + "\n")
 
-    def save_model(self, arrays: dict[str, np.ndarray], config: RunConfig, examples: Examples) -> None:
+    def save_model(self, arrays: dict[str, np.ndarray], config: RunConfig, examples: "Examples") -> None:
         """model.safetensors, and model.json with all it takes to build the network and feed it."""
         from safetensors.numpy import save
 
