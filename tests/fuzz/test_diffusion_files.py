@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
-from guard import answers_or_refuses
-from hypothesis import given
+from folders import fuzz
 from hypothesis import strategies as st
-from mutations import damaged, fuzzed, json_files, jsonl_files, safetensors_files, yaml_files
+from mutations import damaged, json_files, jsonl_files, safetensors_files, yaml_files
 from PIL import Image
 
 from lowrank_cli.inferring import is_federated
@@ -57,26 +55,6 @@ def run(tmp_path_factory):
         json.dumps({"_class_name": "StableDiffusionXLPipeline", "unet": ["a", "b"]})
     )
     return folder
-
-
-def fuzz(run, name, contents, *reads):
-    """Each of `reads` is given a copy of the folder in which one file is damaged."""
-
-    @fuzzed
-    @given(content=contents)
-    def one(content):
-        copied = run.parent / "case" / "run"
-        copied.parent.mkdir()
-        try:
-            shutil.copytree(run, copied)
-            (copied / name).write_bytes(content)
-            for read in reads:
-                answers_or_refuses(lambda read=read: read(copied), copied)
-            assert [path.name for path in copied.parent.iterdir()] == ["run"]
-        finally:
-            shutil.rmtree(copied.parent)
-
-    one()
 
 
 def test_configurations(run):

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from folders import fuzz
 from guard import answers_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,29 +54,6 @@ class _About:
     mean: tuple
     std: tuple
     white: int
-
-
-def check(run, name, content, reads):
-    """Each of `reads` is given a copy of the run's folder in which one file is damaged."""
-    copied = run.parent / "case" / "run"
-    copied.parent.mkdir()
-    try:
-        shutil.copytree(run, copied)
-        (copied / name).write_bytes(content)
-        for read in reads:
-            answers_or_refuses(lambda read=read: read(copied), copied)
-        assert [path.name for path in copied.parent.iterdir()] == ["run"]
-    finally:
-        shutil.rmtree(copied.parent)
-
-
-def fuzz(run, name, contents, *reads):
-    @fuzzed
-    @given(content=contents)
-    def one(content):
-        check(run, name, content, reads)
-
-    one()
 
 
 def test_configurations(run):

@@ -1,17 +1,20 @@
 """A run's folder, whatever is run: found free, locked while a run writes to it, and given back.
 
-filelock comes with `lowrank-core[config]`.
+filelock and pydantic come with `lowrank-core[config]`.
 """
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
+from lowrank_core.parsing import parse_json, record_of
 
+T = TypeVar("T")
 _LOCK = ".lock"
 
 
@@ -34,6 +37,24 @@ def prepare(out: Path | None, name: str) -> Path:
     if occupied:
         raise LowrankError(f"{out} already holds files; choose another folder with --out, or remove it")
     return out
+
+
+def read_summary(folder: Path, kind: type[T], command: str) -> T | None:
+    """summary.json of a run, a dataclass `kind`; None where there is none.
+
+    Raises:
+        LowrankError: it is damaged; `command` with --resume writes it again.
+    """
+    file = folder / "summary.json"
+    if not file.exists():
+        return None
+    try:
+        return record_of(kind, parse_json(file.read_bytes()))
+    except ValueError as error:
+        raise LowrankError(
+            f"{file} is damaged: it is not a run's summary as JSON ({shortened(str(error))}); remove it, and "
+            f"{command} --resume {folder} writes it again"
+        ) from None
 
 
 def take_back_config(path: Path) -> None:

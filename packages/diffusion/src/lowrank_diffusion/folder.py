@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from lowrank_core import run_folder
 from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.files.tensors import write_bytes
 from lowrank_core.parsing import parse_json, record_of
@@ -32,16 +33,7 @@ def read_summary(folder: Path) -> RunSummary | None:
     Raises:
         LowrankError: it is damaged.
     """
-    file = folder / "summary.json"
-    if not file.exists():
-        return None
-    try:
-        return record_of(RunSummary, parse_json(file.read_bytes()))
-    except ValueError as error:
-        raise LowrankError(
-            f"{file} is damaged: it is not a run's summary as JSON ({shortened(str(error))}); remove it, and "
-            f"lowrank diffusion train --resume {folder} writes it again"
-        ) from None
+    return run_folder.read_summary(folder, RunSummary, "lowrank diffusion train")
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from lowrank_core import LowrankError
-from lowrank_core.errors import shortened
+from lowrank_core import LowrankError, run_folder
 from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import RunConfig
 from lowrank_fl.results import RoundRow, RunSummary
@@ -37,16 +36,7 @@ def read_summary(folder: Path) -> RunSummary | None:
     Raises:
         LowrankError: it is damaged.
     """
-    file = folder / "summary.json"
-    if not file.exists():
-        return None
-    try:
-        return record_of(RunSummary, parse_json(file.read_bytes()))
-    except ValueError as error:
-        raise LowrankError(
-            f"{file} is damaged: it is not a run's summary as JSON ({shortened(str(error))}); remove it, and "
-            f"lowrank fl run --resume {folder} writes it again"
-        ) from None
+    return run_folder.read_summary(folder, RunSummary, "lowrank fl run")
 
 
 def read_rows(folder: Path | str) -> list[RoundRow]:

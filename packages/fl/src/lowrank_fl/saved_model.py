@@ -18,6 +18,7 @@ from lowrank_core.files.tensors import read_shapes, read_tensors
 from lowrank_core.layers import FactorizedWeight
 from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import AdapterConfig, ModelConfig
+from lowrank_fl.flops import Undrawn
 from lowrank_fl.models.adapted import put_adapter
 from lowrank_fl.models.build import build_model, head_of
 from lowrank_fl.ranks.layers import fit
@@ -89,7 +90,7 @@ def network_of(folder: Path, description: Mapping[str, Any]) -> nn.Module:
 
     held = sum(map(math.prod, read_shapes(folder / "model.safetensors").values()))
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             count = sum(tensor.numel() for tensor in state_of(build()).values())
     # torch's own errors, of sizes that no tensor can have.
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
