@@ -1,5 +1,7 @@
 """Sessions: tests, lint, types, benchmarks, docs, minimums. `uv run nox -s NAME` in the environment uv has made."""
 
+import os
+
 import nox
 
 nox.options.default_venv_backend = "none"
@@ -12,11 +14,13 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    parallel = ("pytest", "-n", "auto", "--dist", "worksteal", "-q")
+    parallel = ("pytest", "--dist", "worksteal", "-q", "-n")
     # Many tests start processes; where bytecode is not kept, each of them would compile torch again.
     bytecode = {"PYTHONDONTWRITEBYTECODE": None}
-    session.run(*parallel, env=bytecode)
-    session.run(*parallel, "-m", "slow", "--durations=15", env=bytecode)
+    session.run(*parallel, "auto", env=bytecode)
+    # Half of the slow ones wait for SuperLinks and SuperNodes, so there is room for more of them than cores.
+    more = str((os.cpu_count() or 1) * 3 // 2)
+    session.run(*parallel, more, "-m", "slow", "--durations=15", env=bytecode)
 
 
 @nox.session

@@ -391,14 +391,18 @@ def test_nodes_make_the_frozen_weights_from_the_configuration(start, started, tm
 
 @pytest.mark.slow
 def test_two_supernodes_give_the_bits_of_the_local_engine(started, tmp_path):
-    given = [f"model.start={started / 'plain'}", "rounds=1", "strategy.name=scaffold"]
-    run(personal("fedper", *given), tmp_path / "alone", Watcher())
-    settings = personal("fedper", *given)
+    given = [f"model.start={started / 'plain'}", "rounds=2", "codec.up=fp16"]
+    given += ["adapter.warmup=0", "adapter.settle=0"]
+    # In one trial, whose start takes most of its time.
+    settings = load_config("quickstart", [*SMALL, *given], sweep=["adapter.method=lora,adalora"])
+    run(settings, tmp_path / "alone", Watcher())
     engine = EngineConfig(kind="superlink", local_nodes=2)
     run(settings.model_copy(update={"engine": engine}), tmp_path / "nodes", Watcher())
-    found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "nodes")]
-    assert found[0] == found[1]
-    assert (tmp_path / "nodes" / "adapter" / "adapter_model.safetensors").exists()
+    for method in ("lora", "adalora"):
+        alone, nodes = (tmp_path / name / method for name in ("alone", "nodes"))
+        assert (alone / "model.safetensors").read_bytes() == (nodes / "model.safetensors").read_bytes()
+        assert [row["layer_ranks"] for row in rows_of(alone)] == [row["layer_ranks"] for row in rows_of(nodes)]
+        assert (nodes / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", ["null", "lora"])

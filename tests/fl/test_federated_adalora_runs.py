@@ -10,7 +10,6 @@ from test_run import Watcher, rows_of
 
 from lowrank_core import LowrankError, UsageError
 from lowrank_fl.clients import examples_of, model_of
-from lowrank_fl.config import EngineConfig
 from lowrank_fl.infer import load_classifier
 from lowrank_fl.load import load_config
 from lowrank_fl.paper.match import essence
@@ -157,18 +156,6 @@ def test_personalised_models_that_share_the_adapter(kind, tmp_path):
     assert rows[0]["evaluation_bytes"] > rows[-1]["evaluation_bytes"]
     client = None if kind == "finetune" else rows[-1]["clients"][0]
     assert load_classifier(tmp_path / "run", client).classes == tuple("0123456789")
-
-
-@pytest.mark.slow
-def test_two_supernodes_give_the_bits_of_the_local_engine(tmp_path):
-    settings = config("codec.up=fp16", "rounds=2")  # a SuperNode starts a process for each message
-    run(settings, tmp_path / "alone", Watcher())
-    engine = EngineConfig(kind="superlink", local_nodes=2)
-    run(settings.model_copy(update={"engine": engine}), tmp_path / "nodes", Watcher())
-    alone, nodes = (rows_of(tmp_path / name) for name in ("alone", "nodes"))
-    assert [row["layer_ranks"] for row in alone] == [row["layer_ranks"] for row in nodes]
-    found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "nodes")]
-    assert found[0] == found[1]
 
 
 # Afterwards.
