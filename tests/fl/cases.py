@@ -1,12 +1,20 @@
 """Small federations for the tests of the engine."""
 
+import os
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from lowrank_fl.config import FederationConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.training import LocalTraining
+
+one_more_trial = pytest.mark.skipif(
+    "LOWRANK_TRIALS" not in os.environ,
+    reason="starting a SuperLink takes a minute, and other tests do; LOWRANK_TRIALS=1 runs this one too",
+)
 
 
 def small_examples(count: int = 60, *, is_text: bool = False) -> Examples:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cases import equal_parts, small_examples
+from cases import equal_parts, one_more_trial, small_examples
 from test_engine_parity import SMALL, results
 from test_resume import config, weights
 from test_run import Watcher
@@ -130,7 +130,7 @@ def test_workers_give_the_same_bits_with_noise_failures_and_poison(tmp_path, qui
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ray", "superlink"])
+@pytest.mark.parametrize("engine", ["ray", pytest.param("superlink", marks=one_more_trial)])
 def test_engines_give_the_same_bits_with_noise_failures_and_poison(tmp_path, engine):
     pytest.importorskip("dp_accounting", reason="the extra `privacy` is not installed")
     pytest.importorskip("ray")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import small_examples
+from cases import one_more_trial, small_examples
 from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -484,6 +484,7 @@ def test_fewer_numbers_go_up_than_down_and_far_fewer_than_without_updates(tmp_pa
     assert updates.uplink_bytes < updates.downlink_bytes < 0.15 * whole.downlink_bytes
 
 
+@one_more_trial
 @pytest.mark.slow
 def test_two_supernodes_give_the_bits_of_the_local_engine(tmp_path):
     settings = config("rounds=2")
