@@ -1,13 +1,15 @@
 """Small federations for the tests of the engine."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lowrank_fl.config import FederationConfig
+from lowrank_fl.checkpoint import Checkpoint
+from lowrank_fl.config import FederationConfig, RunConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.training import LocalTraining
 
@@ -15,6 +17,18 @@ one_more_trial = pytest.mark.skipif(
     "LOWRANK_TRIALS" not in os.environ,
     reason="starting a SuperLink takes a minute, and other tests do; LOWRANK_TRIALS=1 runs this one too",
 )
+
+
+def kill_before_checkpoint(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Runs end as if killed when clients are through with that round and nothing of it has reached the checkpoint."""
+    from lowrank_fl.one_run import save_checkpoint
+
+    def save(folder: Path, config: RunConfig, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == number:
+            raise SystemError("as if killed")
+        save_checkpoint(folder, config, checkpoint)
+
+    patch.setattr("lowrank_fl.one_run.save_checkpoint", save)
 
 
 def small_examples(count: int = 60, *, is_text: bool = False) -> Examples:

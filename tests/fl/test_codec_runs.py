@@ -1,6 +1,7 @@
 """Whole runs with codecs: the same bits however they are carried out, what a plan says, what they cost in quality."""
 
 import pytest
+from cases import kill_before_checkpoint
 from test_resume import Killed, results, weights
 from test_run import Watcher
 
@@ -50,14 +51,7 @@ def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypat
 
     # Everything of round 2 is done by clients, and nothing of it has reached the checkpoint.
     with monkeypatch.context() as patched:
-        from lowrank_fl.checkpoint import save_checkpoint
-
-        def save(folder, config, checkpoint):
-            if checkpoint.round == 2:
-                raise SystemError("as if killed")
-            save_checkpoint(folder, config, checkpoint)
-
-        patched.setattr("lowrank_fl.one_run.save_checkpoint", save)
+        kill_before_checkpoint(patched, 2)
         with pytest.raises(SystemError):
             run(settings, stopped, Watcher())
     resume(stopped, Watcher())

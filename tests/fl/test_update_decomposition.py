@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import one_more_trial, small_examples
+from cases import kill_before_checkpoint, one_more_trial, small_examples
 from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -420,15 +420,7 @@ def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypat
     given = ["rounds=5", "federation.clients_per_round=3"]
     run(config(*given), tmp_path / "whole", Watcher())
     with monkeypatch.context() as patch:
-
-        def killed(path, settings, checkpoint):
-            if checkpoint.round == 4:
-                raise SystemError("as if killed")
-            save(path, settings, checkpoint)
-
-        from lowrank_fl.one_run import save_checkpoint as save
-
-        patch.setattr("lowrank_fl.one_run.save_checkpoint", killed)
+        kill_before_checkpoint(patch, 4)
         with pytest.raises(SystemError):
             run(config(*given), tmp_path / "stopped", Watcher())
     resume(tmp_path / "stopped", Watcher())
