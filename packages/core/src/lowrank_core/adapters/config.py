@@ -164,5 +164,5 @@ class AdaLoRA(AdapterConfig):
         return AdaLoRAForm()
 
     def scaling(self, rank: int, alpha: float) -> float:
-        """alpha / (rank + 1e-5), as PEFT: `rank` is the initial one, so that pruning changes no scale."""
+        """Alpha / (rank + 1e-5), as PEFT: `rank` is the initial one, so that pruning changes no scale."""
         return alpha / (rank + 1e-5)

@@ -1,0 +1,46 @@
+"""What is fine-tuned, and what is trained in place of its weights."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from lowrank_diffusion.config.section import Section, Share
+
+
+class BaseConfig(Section):
+    """What is fine-tuned."""
+
+    path: str = "tiny"
+    """A diffusers folder or hub id of an SDXL, or `tiny`, which is shipped with this package."""
+    vae: str | None = None
+    """A VAE of its own, as folder or hub id; SDXL's is not fit for fp16."""
+    revision: str | None = None
+    """Of the hub's repository."""
+
+
+class AdapterSettings(Section):
+    """What is trained in place of the weights."""
+
+    method: Literal["lora", "loha", "lokr", "adalora"] = "loha"
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8.0
+    target: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
+    """The UNet's layers: name suffixes, a regular expression, or `all-linear`."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, PositiveFloat] = {}
+    """A rank and an alpha of their own for layers whose names end in a match of the key, a regular expression."""
+    dropout: Share = 0.0
+    """Of the adapter's input."""
+    rank_dropout: Share = 0.0
+    """Of whole outputs of an adapter."""
+    module_dropout: Share = 0.0
+    """The chance that a layer goes without its adapter for one forward."""
+    factor: Annotated[int, Field(ge=-1)] = -1
+    """LoKr: the size of the smaller Kronecker side; -1 takes the two sides as alike as can be."""
+    target_rank: PositiveInt | None = None
+    """AdaLoRA: the mean rank at the end; half of `rank` when not given."""
+    text_encoders: bool = False
+    """Train an adapter on both text encoders too."""
+    text_target: list[str] | str = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    init_from: str | None = None
+    """Go on from the adapter in this PEFT folder or file."""

@@ -1,0 +1,25 @@
+"""What is seen of a run on its way."""
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from lowrank_diffusion.config.section import NumberFromZero, Section
+
+
+class SampleConfig(Section):
+    """Pictures made on the way."""
+
+    prompts: list[str] = []
+    negative: str = ""
+    every: PositiveInt = 250
+    """Steps between two grids; one more comes before the first step and one after the last."""
+    steps: PositiveInt = 25
+    guidance: NumberFromZero = 5.0
+    seed: NonNegativeInt = 0
+
+
+class TrackConfig(Section):
+    """Who else is told."""
+
+    validate_every: PositiveInt = 50
+    """Steps between two validation losses, always of the same noise and time steps."""
+    tensorboard: bool = False
