@@ -1,6 +1,7 @@
 """Whole runs as `lowrank fl run` makes them: files, determinism, interruption, and what is refused."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import yaml
 from safetensors.torch import load_file
 
 from lowrank_core import LowrankError
+from lowrank_fl import one_run
 from lowrank_fl.load import load_config
 from lowrank_fl.models.build import build_model
 from lowrank_fl.plan import plan
-from lowrank_fl.run import Interrupted, run
+from lowrank_fl.run import Interrupted, resume, run
 
 SMALL = [
     "rounds=3",
@@ -134,6 +136,26 @@ def test_ctrl_c_keeps_every_finished_round_and_says_where(tmp_path):
     assert caught.value.summaries[0].interrupted
     assert len(rows_of(out)) == json.loads((out / "summary.json").read_text())["rounds"] == 2
     assert load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("at", ["add_round", "save_checkpoint"])
+def test_ctrl_c_amid_what_a_round_writes_waits_until_all_of_it_is_there(tmp_path, monkeypatch, at):
+    owner = one_run.RunFolder if at == "add_round" else one_run
+    write = getattr(owner, at)
+
+    def interrupted_write(*given):
+        write(*given)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(owner, at, interrupted_write)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match="after 1 finished rounds"):
+        run(small(), out, Watcher())
+    monkeypatch.undo()
+    assert len(rows_of(out)) == json.loads((out / "summary.json").read_text())["rounds"] == 1
+    resume(out, Watcher())
+    run(small(), tmp_path / "whole", Watcher())
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def test_ctrl_c_in_a_sweep_keeps_the_runs_before_it_and_reports_them(tmp_path):

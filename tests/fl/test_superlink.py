@@ -22,9 +22,9 @@ from lowrank_fl.flower.app import client, connection, submit, trial
 from lowrank_fl.flower.app.collect import Collector
 from lowrank_fl.flower.app.connection import Connection
 from lowrank_fl.flower.app.events import Listener, Teller
-from lowrank_fl.flower.app.interruption import interruptible
 from lowrank_fl.flower.app.settings import Settings, read_settings, write_settings
 from lowrank_fl.flower.grid import LocalGrid
+from lowrank_fl.interruption import interruptible
 from lowrank_fl.load import load_config
 from lowrank_fl.results import RoundRow, RunStart, RunSummary
 from lowrank_fl.run import Interrupted, run

@@ -23,6 +23,7 @@ from lowrank_fl.flower.rounds import train_rounds
 from lowrank_fl.flower.strategies import load_strategy_state, make_private, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder
+from lowrank_fl.interruption import uninterrupted
 from lowrank_fl.models.adapted import write_adapter
 from lowrank_fl.privacy import epsilon
 from lowrank_fl.ranks.allocation import RankAllocation
@@ -171,7 +172,6 @@ class OneRun:
             else:
                 found = self._evaluate(trained.number, merged)
             row = row_of(trained, found, epsilon(config, trained.number), time.perf_counter() - began)
-            self.folder.add_round(row)
             carried = Checkpoint(
                 trained.number,
                 to_arrays(trained.arrays),
@@ -180,9 +180,11 @@ class OneRun:
                 self.base_digest,
                 self.ranks.state() if self.ranks else {},
             )
-            save_checkpoint(self.path, config, carried)
-            self.rows.append(row)
-            self.arrays = merged
+            with uninterrupted():  # else the summary could tell of another number of rounds than metrics.jsonl
+                self.folder.add_round(row)
+                save_checkpoint(self.path, config, carried)
+                self.rows.append(row)
+                self.arrays = merged
             self.observer.round_ended(row)
 
     def _finish(self, arrays: ArrayRecord, *, interrupted: bool) -> RunSummary:

@@ -11,11 +11,11 @@ from lowrank_fl.config import RunConfig
 from lowrank_fl.data.cache import cache_folder
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.flower.app.events import Teller
-from lowrank_fl.flower.app.interruption import interruptible
 from lowrank_fl.flower.app.settings import Settings, read_settings
 from lowrank_fl.flower.engines.hosted import HostedGrid
 from lowrank_fl.flower.records import ArrayRecord
 from lowrank_fl.flower.workers import InProcess
+from lowrank_fl.interruption import interruptible
 from lowrank_fl.load import expand
 from lowrank_fl.training import LocalTraining
 

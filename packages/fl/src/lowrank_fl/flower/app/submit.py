@@ -13,10 +13,10 @@ from lowrank_fl.config import EngineConfig, RunConfig
 from lowrank_fl.flower.app.collect import Collector
 from lowrank_fl.flower.app.connection import Connection, is_loopback
 from lowrank_fl.flower.app.events import Listener
-from lowrank_fl.flower.app.interruption import interruptible
 from lowrank_fl.flower.app.settings import Settings, write_settings
 from lowrank_fl.flower.app.trial import local_superlink
 from lowrank_fl.folder import write_whole
+from lowrank_fl.interruption import interruptible
 from lowrank_fl.results import Observer, RunSummary
 
 # How long the ServerApp may take to write what the finished rounds came to.

@@ -1,4 +1,4 @@
-"""Being told to stop, as Python's KeyboardInterrupt."""
+"""Being told to stop: as Python's KeyboardInterrupt, and not amid what belongs together."""
 
 import signal
 import threading
@@ -26,3 +26,24 @@ def interruptible() -> Generator[None]:
     finally:
         for each, handler in zip(signals, before, strict=True):
             signal.signal(each, handler)
+
+
+@contextmanager
+def uninterrupted() -> Generator[None]:
+    """Inside the block SIGINT and SIGTERM wait for its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        waiting.append(number)
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in waiting:
+            signal.raise_signal(number)
