@@ -28,6 +28,8 @@ def test_what_costs_memory():
     assert planned("sdxl-loha", "train.precision=fp32").base_bytes == 2 * base.base_bytes
     assert planned("sdxl-loha", "train.batch_size=4").activation_bytes == 2 * base.activation_bytes
     assert planned("sdxl-loha", "train.checkpointing=false").activation_bytes > 5 * base.activation_bytes
+    every_second = planned("sdxl-loha", "train.checkpointing=2").activation_bytes
+    assert 2 * base.activation_bytes < every_second < 5 * base.activation_bytes
     assert planned("sdxl-loha", "data.resolution=512").activation_bytes == pytest.approx(base.activation_bytes / 4)
     assert planned("sdxl-loha", "cache.text=none").base_bytes > base.base_bytes + 1_600_000_000
     assert planned("sdxl-loha", "cache.latents=none").base_bytes == base.base_bytes + 2 * 83_653_863

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from lowrank_core.files.tensors import read_shapes
 from lowrank_diffusion import sdxl
 from lowrank_diffusion.adapting import adapter_config
 from lowrank_diffusion.base import base_folder, check_sdxl
+from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.outline import outlined
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1, "lion": 4, "schedulefree": 8}
 """Bytes that an optimizer keeps of each number; Adafactor's are few."""
-_BLOCK = re.compile(r"(.*\.(?:resnets|transformer_blocks)\.\d+)\.")
-"""What is computed again in the backward pass where activations are not kept."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,7 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
         base_bytes += _vae_bytes(folder, train.precision)
     adapter_bytes = trained * (8 + _STATES[train.optimizer] + (0 if train.ema is None else 4))
     enlarged = (config.data.resolution / unet.pixels) ** 2
-    numbers = _recomputed(unet.cost) if train.checkpointing else sum(_inputs(unet.cost).values())
-    activations = round(numbers * enlarged) * train.batch_size * _BYTES[train.precision]
+    activations = round(_kept(unet, int(train.checkpointing)) * enlarged) * train.batch_size * _BYTES[train.precision]
     per_step = train.batch_size * train.accumulate * train.processes
     return RunPlan(
         name=config.name,
@@ -139,15 +136,14 @@ def _vae_bytes(folder: Path | None, precision: str) -> int:
     return numbers * (2 if precision == "bf16" else 4)
 
 
-def _inputs(cost: ForwardCost) -> dict[str, int]:
-    """How many numbers each layer is given for one picture."""
-    return {name: sum(math.prod(shape) for shape in call.inputs) for name, call in cost.layers.items()}
+def _kept(unet: _Network, every: int) -> int:
+    """How many numbers a forward of one picture keeps: the inputs of all layers, 0 for `every`.
 
-
-def _recomputed(cost: ForwardCost) -> int:
-    """The same with checkpointing: what lies outside blocks, each block's own input, and all of the largest block."""
-    inputs = _inputs(cost)
-    inside = {name: match[1] for name in inputs if (match := _BLOCK.match(name))}
+    With checkpointing of every `every`-th block: each such block's own input, all of the largest, and all outside them.
+    """
+    inputs = {name: sum(math.prod(shape) for shape in call.inputs) for name, call in unet.cost.layers.items()}
+    again = set(list(blocks_of(unet.model))[::every]) if every else set[str]()
+    inside = {name: match[0] for name in inputs if (match := BLOCK.match(name)) and match[0] in again}
     blocks: dict[str, list[int]] = {}
     for name, block in inside.items():
         blocks.setdefault(block, []).append(inputs[name])

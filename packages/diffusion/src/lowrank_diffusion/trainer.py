@@ -13,6 +13,7 @@ from lowrank_core.compilation import compile
 from lowrank_core.errors import LowrankError
 from lowrank_diffusion.adapting import Adapters
 from lowrank_diffusion.averages import Averages
+from lowrank_diffusion.blocks import recompute
 from lowrank_diffusion.checkpoint import Checkpoint, named_state, numbered_state
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.devices import average_gradients, gathered, peak_memory
@@ -209,8 +210,7 @@ class Trainer:
         return Diverged(f"{what}; lower train.lr (now {self.config.train.lr:g})")
 
     def _recompute(self) -> None:
-        unet: Any = self.adapters.unet
-        unet.enable_gradient_checkpointing()
+        recompute(self.adapters.unet, int(self.config.train.checkpointing))
         for place in self.adapters.text_places:
             encoder: Any = self.adapters.networks[place]
             # The older name goes with transformers 6, the newer one came on the way there.

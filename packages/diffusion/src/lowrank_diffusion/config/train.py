@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lowrank_diffusion.config.section import NumberFromZero, Section
+from lowrank_diffusion.config.section import NumberFromZero, OnOrNumber, Section
 
 
 class TrainConfig(Section):
@@ -34,8 +34,8 @@ class TrainConfig(Section):
     """Decay of a running average of the factors, which is then what is validated, sampled and saved."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the frozen base and of products; factors are fp32."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    checkpointing: OnOrNumber = False
+    """Recompute activations in the backward pass: of all blocks, or of every n-th one of the UNet's."""
     compile: bool = False
     """Compile the UNet's repeated blocks."""
     device: str = "auto"
