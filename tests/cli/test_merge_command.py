@@ -11,7 +11,7 @@ from lowrank_core.files import convert, read, write
 from lowrank_core.files.base import base_layers
 from lowrank_core.files.bundle import ModuleAdapter
 from lowrank_core.files.factored import as_file
-from lowrank_diffusion.base import base_folder
+from lowrank_diffusion.base_files import base_folder
 
 NAMES = {
     "unet": [

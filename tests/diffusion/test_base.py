@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lowrank_core import LowrankError
-from lowrank_diffusion.base import base_folder, check_sdxl, identity_of, load_base
+from lowrank_diffusion.base import load_base
+from lowrank_diffusion.base_files import base_folder, check_sdxl, identity_of
 from lowrank_diffusion.config import BaseConfig
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -59,7 +60,7 @@ def test_missing_parts_and_pickles_are_named(folder):
 
 @pytest.mark.parametrize("path", ["no/such/folder", "nowhere", "/tmp/nowhere-at-all"])
 def test_what_is_neither_a_folder_nor_a_hub_id(path):
-    with pytest.raises(LowrankError, match=r"which is no folder that exists; give a diffusers folder of an SDXL"):
+    with pytest.raises(LowrankError, match=r"which is no folder that exists; give a diffusers folder or the file of"):
         base_folder(path, None, silent)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowrank_diffusion.base import base_folder
+from lowrank_diffusion.base_files import base_folder
 from lowrank_diffusion.tiny.drawings import COLOURS
 
 FOLDER = base_folder("tiny", None, lambda line: None)

@@ -11,7 +11,7 @@ from mutations import damaged, json_files, jsonl_files, safetensors_files, yaml_
 from PIL import Image
 
 from lowrank_cli.inferring import is_federated
-from lowrank_diffusion.base import check_sdxl
+from lowrank_diffusion.base_files import check_sdxl
 from lowrank_diffusion.caches import DiskCache
 from lowrank_diffusion.checkpoint import (
     Checkpoint,
@@ -138,7 +138,7 @@ def test_the_index_of_a_base(run):
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_configurations_of_models(run, part, monkeypatch):
     """`lowrank count-params FOLDER`; diffusers and transformers build the network, without its weights."""
-    from lowrank_diffusion.base import base_folder
+    from lowrank_diffusion.base_files import base_folder
     from lowrank_diffusion.folders import blank_from_config
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

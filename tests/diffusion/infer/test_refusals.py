@@ -138,12 +138,14 @@ def test_every_scheduler_draws(made):
 def test_a_scheduler_that_cannot_end_in_pure_noise(made):
     own = made.pipeline().scheduler
     base = Base("a/b", prediction="v_prediction", zero_terminal_snr=True)
-    with pytest.raises(UsageError, match=re.escape("HeunDiscreteScheduler cannot follow the schedule of")):
+    with pytest.raises(UsageError, match=re.escape("HeunDiscreteScheduler cannot follow a schedule that ends in")):
         make_scheduler(own, "heun", base)
     config = make_scheduler(own, "ddim", base).config
     assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "trailing")
     heun = make_scheduler(own, "heun", Base("a/b"))
     stand_in = make_scheduler(heun, None, base)
+    with pytest.raises(UsageError, match=re.escape("which this base or run has; choose --scheduler ddim, euler or")):
+        make_scheduler(stand_in, "heun", Base("a/b"))
     assert (type(stand_in).__name__, stand_in.config.rescale_betas_zero_snr) == ("DDIMScheduler", True)
 
 

@@ -32,7 +32,16 @@ def infer(
         str | None,
         typer.Option(
             metavar="FOLDER_OR_ID",
-            help="The SDXL below: a diffusers folder, a hub id or tiny; a run knows its own.",
+            help="The SDXL below: a diffusers folder, a whole model's file, a hub id or tiny; a run knows its own.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    base_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER_OR_ID",
+            help="The diffusers folder or hub id with a file's configurations and tokenizers; SDXL's if not given.",
             show_default=False,
             rich_help_panel=_DRAWING,
         ),
@@ -157,6 +166,7 @@ def infer(
             prompts=prompt,
             weights=weight,
             base=base,
+            config=base_config,
             vae=vae,
             merged=merge,
             negative=negative,

@@ -134,7 +134,7 @@ def _folder(source: str, name: str) -> Path:
     """A folder on this machine; `tiny` is the base that comes with the package."""
     if Path(source).exists() or source != "tiny":
         return Path(source).expanduser()
-    from lowrank_diffusion.base import base_folder
+    from lowrank_diffusion.base_files import base_folder
 
     return base_folder(source, None, typer.echo, name)
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank_diffusion.adapting import PLACES
-from lowrank_diffusion.base import DTYPES, identity_of
+from lowrank_diffusion.base import DTYPES
+from lowrank_diffusion.base_files import identity_of
 from lowrank_diffusion.cached import CachedLatents, CachedText
 from lowrank_diffusion.caches import open_cache
 from lowrank_diffusion.config import DiffusionConfig

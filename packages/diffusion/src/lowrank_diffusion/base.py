@@ -1,9 +1,7 @@
-"""The frozen SDXL below an adapter: from a diffusers folder, the hub, or this package."""
+"""The frozen SDXL below an adapter: from a diffusers folder, one file, the hub, or this package."""
 
-import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +10,19 @@ from PIL import Image
 from torch import Tensor
 
 from lowrank_core.errors import LowrankError
-from lowrank_core.parsing import parse_json
-from lowrank_diffusion.config import BaseConfig
+from lowrank_core.files.tensors import check_readable
+from lowrank_diffusion.base_files import HUB_ID, NETWORKS, Note, base_folder, check_sdxl, config_folder, reason
 from lowrank_diffusion.encoding import vae_dtype
-from lowrank_diffusion.identity import source_identity
+from lowrank_diffusion.infer.schedulers import make_scheduler
+from lowrank_diffusion.single_file import Learned, load_single_file, load_single_vae, read_single_file, single_file
 
 # diffusers takes ten seconds to import, and looking at a base's shapes does not need it.
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-Note = Callable[[str], None]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-_TINY = Path(str(files("lowrank_diffusion") / "tiny" / "weights"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the names of `train.precision`."""
-_NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
 
 def load_base(
@@ -38,116 +32,76 @@ def load_base(
     dtype: torch.dtype,
     note: Note,
     *,
+    config: str | None = None,
     option: str = "base.path",
     vae_option: str = "base.vae",
+    config_option: str = "base.config",
 ) -> "StableDiffusionXLPipeline":
     """An SDXL on the CPU, frozen, in evaluation mode. Only safetensors are read, and no code that comes with them.
 
     After the tiny one, torch computes with one thread in this process.
 
     Args:
-        path: a diffusers folder, a hub id, or `tiny`, as `base.path` has it.
-        vae: a VAE of its own, as folder or hub id; None is the base's.
+        path: a diffusers folder, a whole model's file, a hub id, or `tiny`, as `base.path` has it.
+        vae: a VAE of its own, as folder, file or hub id; None is the base's.
         revision: of the hub's repository.
         dtype: of the UNet and the text encoders. The VAE is in fp32 unless this is bf16, since
             SDXL's overflows in fp16.
-        note: told of downloads before they begin.
-        option, vae_option: what the user gave `path` and `vae` by, for what errors say.
+        note: told of downloads before they begin, and of what the base predicts where that is not plain noise.
+        config: where a single file's configurations and tokenizers are; see `config_folder`.
+        option, vae_option, config_option: what the user gave `path`, `vae` and `config` by, for what errors say.
 
     Raises:
-        LowrankError: there is no such folder or repository, it is no SDXL, or its weights are no safetensors.
+        LowrankError: there is no such folder, file or repository, it is no SDXL, or its weights are no safetensors.
     """
-    folder = base_folder(path, revision, note, option)
-    check_sdxl(folder, path, option)
-    if path == "tiny":
+    file = single_file(path)
+    learned = None
+    if file is not None:
+        learned = read_single_file(file, has_vae=vae is None, option=option).learned
+        folder = config_folder(config, revision, note, config_option)
+    else:
+        folder = base_folder(path, revision, note, option)
+        check_sdxl(folder, path, option)
+    if "tiny" in (path, config):
         # Its products are too small to share: a second core makes it a tenth faster, and a hundred times slower where
         # another program holds that core, because threads wait for each other at every product.
         torch.set_num_threads(1)
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
     for_vae = vae_dtype("bf16" if dtype == torch.bfloat16 else "fp32")
-    own_vae = None if vae is None else _load_vae(vae, for_vae, note, vae_option)
-    loaded: Any = {} if own_vae is None else {"vae": own_vae}
-    make: Any = StableDiffusionXLPipeline
+    own_vae = None if vae is None else _load_vae(vae, folder, for_vae, note, vae_option)
     try:
-        with _no_progress_bars():
-            pipeline = make.from_pretrained(
-                folder,
-                dtype={"default": dtype, "vae": for_vae},
-                use_safetensors=True,
-                variant=_variant(folder),
-                local_files_only=True,
-                add_watermarker=False,
-                **loaded,
-            )
+        with _quiet():
+            if file is None:
+                pipeline: Any = _load_folder(folder, own_vae, dtype, for_vae)
+            else:
+                pipeline = load_single_file(file, folder, own_vae, dtype, for_vae)
     # The libraries raise errors of every kind for files that are missing, cut off or of another model.
     except Exception as error:
-        raise LowrankError(
-            f"the base model {path} cannot be loaded ({_reason(error)}); give the folder of a whole SDXL, "
-            "saved as safetensors by diffusers"
-        ) from error
+        whole = "the folder of a whole SDXL, saved as safetensors by diffusers"
+        if file is not None:
+            whole = f"the file of a whole SDXL, and as {config_option} a folder with its configuration"
+        raise LowrankError(f"the base model {path} cannot be loaded ({reason(error)}); give {whole}") from error
+    if learned is not None:
+        pipeline.scheduler = make_scheduler(pipeline.scheduler, None, learned)
+    _tell(path, pipeline.scheduler.config, learned, note)
     pipeline.set_progress_bar_config(disable=True)
-    for name in _NETWORKS:
+    for name in NETWORKS:
         getattr(pipeline, name).requires_grad_(False).eval()
     return pipeline
 
 
-def base_folder(path: str, revision: str | None, note: Note, option: str = "base.path") -> Path:
-    """Where the base's files lie, after a download if need be.
-
-    Raises:
-        LowrankError: nowhere.
-    """
-    if path == "tiny":
-        return _TINY
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file() or not _HUB_ID.fullmatch(path):
-        found = "a file" if folder.is_file() else "no folder that exists"
-        raise LowrankError(
-            f"{option} is {path}, which is {found}; give a diffusers folder of an SDXL, a hub id such as "
-            "stabilityai/stable-diffusion-xl-base-1.0, or tiny"
-        )
-    return _downloaded(path, revision, note, option)
-
-
-def identity_of(base: BaseConfig, parts: Sequence[str]) -> dict[str, Any]:
-    """These parts of a base that has been loaded, told from all others; `["vae"]` is `base.vae` where there is one.
-
-    Raises:
-        LowrankError: they are gone.
-    """
-    if list(parts) == ["vae"] and base.vae is not None:
-        own = Path(base.vae).expanduser()
-        return source_identity(base.vae if not own.is_dir() else str(own))
-    path = str(_TINY) if base.path == "tiny" else base.path
-    folder = Path(path).expanduser()
-    return source_identity(str(folder) if folder.is_dir() else path, base.revision, parts)
-
-
-def check_sdxl(folder: Path, path: str, option: str = "base.path") -> None:
-    """Refuse what is not an SDXL before its weights are read.
-
-    Raises:
-        LowrankError: the folder is no pipeline, another one's, or lacks a part.
-    """
-    index = folder / "model_index.json"
-    try:
-        kind = parse_json(index.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        raise LowrankError(
-            f"{path} is no diffusers folder: there is no readable model_index.json in it; give the folder of an SDXL "
-            "as diffusers saves it"
-        ) from None
-    if not str(kind).startswith("StableDiffusionXL"):
-        raise LowrankError(f"{path} is a {kind}, and adapters are trained for SDXL; give an SDXL as {option}")
-    if lacking := [part for part in _PARTS if not (folder / part).is_dir()]:
-        raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole SDXL")
-    if without := [part for part in _NETWORKS if not any((folder / part).glob("*.safetensors"))]:
-        raise LowrankError(
-            f"{path} has no safetensors in {', '.join(without)}, and nothing else is read; save it as safetensors"
-        )
+def _tell(path: str, scheduler: Any, learned: Learned | None, note: Note) -> None:
+    """Say what the base predicts, where that is not what every SDXL in a folder does."""
+    predicted = scheduler.get("prediction_type", "epsilon")
+    rescaled = bool(scheduler.get("rescale_betas_zero_snr"))
+    if learned is None and predicted == "epsilon" and not rescaled:
+        return
+    what = {"epsilon": "noise", "v_prediction": "v"}.get(predicted, predicted)
+    over = " over a schedule that ends in pure noise" if rescaled else ""
+    if learned is not None and not learned.sources:
+        note(f"{path} does not say what it predicts; it is taken to predict {what}{over}, as its configuration has it")
+    else:
+        sources = learned.sources if learned is not None else ("its scheduler's configuration",)
+        note(f"{path} predicts {what}{over}, as {' and '.join(sources)} {'say' if len(sources) > 1 else 'says'}")
 
 
 def decoded(vae: Any, latents: Tensor) -> list[Image.Image]:
@@ -166,12 +120,34 @@ def decoded(vae: Any, latents: Tensor) -> list[Image.Image]:
     return made
 
 
-def _load_vae(source: str, dtype: torch.dtype, note: Note, option: str) -> "AutoencoderKL":
-    folder = Path(source).expanduser()
-    if not folder.is_dir() and not _HUB_ID.fullmatch(source):
-        raise LowrankError(f"{option} is {source}, and there is no such folder; give a VAE's folder or a hub id")
+def _load_folder(
+    folder: Path, vae: "AutoencoderKL | None", dtype: torch.dtype, vae_dtype: torch.dtype
+) -> "StableDiffusionXLPipeline":
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+    make: Any = StableDiffusionXLPipeline
+    return make.from_pretrained(
+        folder,
+        dtype={"default": dtype, "vae": vae_dtype},
+        use_safetensors=True,
+        variant=_variant(folder),
+        local_files_only=True,
+        add_watermarker=False,
+        **({} if vae is None else {"vae": vae}),
+    )
+
+
+def _load_vae(source: str, base: Path, dtype: torch.dtype, note: Note, option: str) -> "AutoencoderKL":
+    """A VAE of its own; one in a single file has the configuration of the base's."""
+    folder, file = Path(source).expanduser(), single_file(source)
+    if file is not None:
+        check_readable(file)
+    elif not folder.is_dir() and not HUB_ID.fullmatch(source):
+        raise LowrankError(
+            f"{option} is {source}, and there is no such folder; give a VAE's folder, its file or a hub id"
+        )
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
-    if not folder.is_dir():
+    if file is None and not folder.is_dir():
         note(f"fetching the VAE {source} from the Hugging Face hub, unless it is in the hub's cache")
         where = {"pretrained_model_name_or_path": source}
     elif (folder / "vae").is_dir():
@@ -180,35 +156,20 @@ def _load_vae(source: str, dtype: torch.dtype, note: Note, option: str) -> "Auto
 
     load: Any = AutoencoderKL.from_pretrained
     try:
-        with _no_progress_bars():
+        with _quiet():
+            if file is not None:
+                return load_single_vae(file, base, dtype)
             return load(**where, dtype=dtype, use_safetensors=True)
     except Exception as error:
         raise LowrankError(
-            f"{option} {source} cannot be loaded ({_reason(error)}); give the folder or hub id of an AutoencoderKL "
-            "in safetensors"
-        ) from error
-
-
-def _downloaded(path: str, revision: str | None, note: Note, option: str) -> Path:
-    note(
-        f"fetching {path}{f' at {revision}' if revision else ''} from the Hugging Face hub, unless it is in the hub's "
-        "cache; an SDXL has some 7 GB, in fp32 14"
-    )
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-    download: Any = StableDiffusionXLPipeline.download
-    try:
-        return Path(download(path, revision=revision, use_safetensors=True))
-    except Exception as error:
-        raise LowrankError(
-            f"{path} cannot be fetched from the Hugging Face hub ({_reason(error)}), and there is no such folder here; "
-            f"check the name and the network, or give a local folder as {option}"
+            f"{option} {source} cannot be loaded ({reason(error)}); give the folder, file or hub id of an "
+            "AutoencoderKL in safetensors"
         ) from error
 
 
 @contextmanager
-def _no_progress_bars() -> Generator[None]:
-    """Silences the libraries' own bars, and gives them back to who wanted them."""
+def _quiet() -> Generator[None]:
+    """Silences the libraries' own bars and diffusers' warnings, and gives them back to who wanted them."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -216,9 +177,12 @@ def _no_progress_bars() -> Generator[None]:
     shown = [logging for logging in loggings if logging.is_progress_bar_enabled()]
     for logging in shown:
         logging.disable_progress_bar()
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(verbosity)
         for logging in shown:
             logging.enable_progress_bar()
 
@@ -227,8 +191,3 @@ def _variant(folder: Path) -> str | None:
     """`fp16` where a folder holds nothing else."""
     names = [file.name for file in (folder / "unet").glob("*.safetensors")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
-
-
-def _reason(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -6,12 +6,15 @@ from pathlib import Path
 import yaml
 
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.results import RunSummary
 
 _METHODS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "adalora": "AdaLoRA"}
 
 
-def model_card(run: Path, config: DiffusionConfig, summary: RunSummary, places: Sequence[str]) -> str:
+def model_card(
+    run: Path, config: DiffusionConfig, summary: RunSummary, places: Sequence[str], noise: TrainingNoise
+) -> str:
     """Markdown, with the fields at its head that the Hugging Face hub reads.
 
     Args:
@@ -19,6 +22,7 @@ def model_card(run: Path, config: DiffusionConfig, summary: RunSummary, places: 
         config: of the run.
         summary: of the run.
         places: the PEFT folders there are.
+        noise: what it was trained to predict, and over which schedule.
     """
     method, base = _METHODS[config.adapter.method], config.base.path
     fields = {
@@ -34,6 +38,7 @@ def model_card(run: Path, config: DiffusionConfig, summary: RunSummary, places: 
         f"# {config.name}\n",
         f"{method} of rank {config.adapter.rank} for `{base}`, {summary.trainable_params:,} parameters, trained on "
         f"`{config.data.path}` for {summary.steps} steps of {_batch(config)} pictures.\n",
+        *_prediction(noise),
         *_losses(summary),
         *_grid(run, config),
         _files(config, places),
@@ -46,6 +51,16 @@ def model_card(run: Path, config: DiffusionConfig, summary: RunSummary, places: 
 
 def _batch(config: DiffusionConfig) -> int:
     return config.train.batch_size * config.train.accumulate * config.train.processes
+
+
+def _prediction(noise: TrainingNoise) -> list[str]:
+    """For those who have to set it by hand; SDXL's own is the rule."""
+    if noise.prediction == "epsilon":
+        return []
+    spacing = ""
+    if noise.zero_terminal_snr:
+        spacing = ", over a schedule with zero terminal SNR (`rescale_betas_zero_snr`, `timestep_spacing: trailing`)"
+    return [f"It predicts v (`prediction_type: {noise.prediction}`){spacing}.\n"]
 
 
 def _losses(summary: RunSummary) -> list[str]:

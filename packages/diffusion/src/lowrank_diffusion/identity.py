@@ -12,13 +12,13 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def source_identity(source: str, revision: str | None = None, parts: Sequence[str] = ()) -> dict[str, Any]:
-    """A model's folder or hub id as JSON that changes when the model does.
+    """A model's folder, file or hub id as JSON that changes when the model does.
 
     A hub id stands with the commit that is in the hub's cache, so load the model first. A folder stands with its path,
-    the digests of its small files, and the sizes and times of its weights.
+    the digests of its small files, and the sizes and times of its weights; a file as one of these, whole.
 
     Args:
-        source: the folder or hub id, as `base.path` and `base.vae` have it.
+        source: the folder, file or hub id, as `base.path` and `base.vae` have it.
         revision: of the hub's repository.
         parts: the subfolders that count, such as `text_encoder` and `tokenizer`; everything if empty.
 
@@ -26,6 +26,8 @@ def source_identity(source: str, revision: str | None = None, parts: Sequence[st
         LowrankError: the folder holds none of these parts, or the hub's cache not the model.
     """
     folder = Path(source)
+    if folder.is_file():
+        return {"file": str(folder.resolve()), "content": _file_identity(folder)}
     if not folder.is_dir():
         return {"hub": source, "commit": _commit(source, revision), "parts": list(parts)}
     files = [file for part in parts or ("",) for file in sorted((folder / part).rglob("*")) if file.is_file()]

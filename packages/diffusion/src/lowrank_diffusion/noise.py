@@ -73,6 +73,11 @@ class TrainingNoise:
     seed: int
     settings: LossConfig
 
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the last time step is pure noise."""
+        return not self.alphas_cumprod[-1]
+
     def times(self, step: int, examples: Sequence[int]) -> Tensor:
         """Time steps from `min_timestep` to before `max_timestep`, `(examples,)`, int64."""
         return torch.cat([self._time(_generator(self.seed, "time", step, example)) for example in examples])

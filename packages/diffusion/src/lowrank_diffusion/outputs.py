@@ -14,6 +14,7 @@ from lowrank_diffusion.adapting import Adapters
 from lowrank_diffusion.card import model_card
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.material import Material
+from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.results import RunSummary
 
 
@@ -23,7 +24,7 @@ def write_outputs(
     adapters: Adapters,
     material: Material,
     summary: RunSummary,
-    prediction: str,
+    noise: TrainingNoise,
     note: Callable[[str], None],
 ) -> None:
     """PEFT folders, the single file of ComfyUI and kohya's tools, the equal LoRA for diffusers, and the model card.
@@ -33,7 +34,7 @@ def write_outputs(
     Raises:
         LowrankError: the disk is full, or the factors are not finite.
     """
-    about = metadata(config, material, summary, prediction)
+    about = metadata(config, material, summary, noise)
     files = {place: adapter_file_of(network) for place, network in adapters.networks.items()}
     layers: dict[Component, Layers] = {
         files[place].component: layers_of_model(network) for place, network in adapters.networks.items()
@@ -50,17 +51,19 @@ def write_outputs(
         )
     else:
         write(list(files.values()), run / f"{config.name}_lora.safetensors", "diffusers", layers, overwrite=True)
-    write_bytes(run / "README.md", model_card(run, config, summary, list(files)).encode())
+    write_bytes(run / "README.md", model_card(run, config, summary, list(files), noise).encode())
 
 
-def metadata(config: DiffusionConfig, material: Material, summary: RunSummary, prediction: str) -> Mapping[str, str]:
+def metadata(
+    config: DiffusionConfig, material: Material, summary: RunSummary, noise: TrainingNoise
+) -> Mapping[str, str]:
     """What kohya's tools, ComfyUI's and A1111's model managers show of a file, beside what its format needs."""
     train, data = config.train, config.data
     captions = Counter(material.pictures[number].caption for number in material.trained)
     entries: dict[str, object] = {
         "modelspec.title": config.name,
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
-        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": "v" if noise.prediction == "v_prediction" else "epsilon",
         **({} if data.trigger is None else {"modelspec.trigger_phrase": data.trigger}),
         "ss_output_name": config.name,
         "ss_sd_model_name": config.base.path,
@@ -90,7 +93,8 @@ def metadata(config: DiffusionConfig, material: Material, summary: RunSummary, p
         "ss_noise_offset": config.loss.noise_offset,
         "ss_multires_noise_iterations": config.loss.multires_noise,
         "ss_multires_noise_discount": config.loss.multires_discount,
-        "ss_zero_terminal_snr": config.loss.zero_terminal_snr,
+        "ss_v_parameterization": noise.prediction == "v_prediction",
+        "ss_zero_terminal_snr": noise.zero_terminal_snr,
         "ss_shuffle_caption": data.shuffle_tags,
         "ss_keep_tokens": data.keep_tags,
         "ss_caption_tag_dropout_rate": data.tag_dropout,

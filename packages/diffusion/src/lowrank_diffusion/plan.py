@@ -14,10 +14,11 @@ from lowrank_core.costs.trace import ForwardCost, trace
 from lowrank_core.files.tensors import read_shapes
 from lowrank_diffusion import sdxl
 from lowrank_diffusion.adapting import adapter_config
-from lowrank_diffusion.base import base_folder, check_sdxl
+from lowrank_diffusion.base_files import SDXL, base_folder, check_sdxl
 from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.outline import outlined
+from lowrank_diffusion.single_file import PREFIXES, SingleFile, read_single_file, single_file
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1, "lion": 4, "schedulefree": 8}
@@ -65,13 +66,16 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
         UsageError: targets that match nothing.
     """
     train, settings = config.train, config.adapter
-    local = config.base.path == "tiny" or Path(config.base.path).expanduser().exists()
-    folder = base_folder(config.base.path, None, note) if local else None
+    file = single_file(config.base.path)
+    single = None if file is None else read_single_file(file, has_vae=config.base.vae is None)
+    described = config.base.path if single is None else config.base.config or SDXL
+    local = described == "tiny" or Path(described).expanduser().exists()
+    folder = base_folder(described, None, note, "base.path" if single is None else "base.config") if local else None
     if folder is None:
-        note(f"{config.base.path} is not looked at: its networks are taken for SDXL's own")
+        note(f"{described} is not looked at: its networks are taken for SDXL's own")
         unet = _Network(*outlined("unet"), pixels=1024)
     else:
-        check_sdxl(folder, config.base.path)
+        check_sdxl(folder, described, weights=single is None)
         unet = _read(folder)
     reports = [count_adapter(unet.model, adapter_config(settings, settings.target))]
     texts = [_text_model(folder, name) for name in ("text_encoder", "text_encoder_2")]
@@ -81,7 +85,7 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     kept = [unet.model, *(texts if config.cache.text == "none" else [])]
     base_bytes = _BYTES[train.precision] * sum(p.numel() for model in kept for p in model.parameters())
     if config.cache.latents == "none":
-        base_bytes += _vae_bytes(folder, train.precision)
+        base_bytes += _vae_bytes(folder if single is None else single, train.precision)
     adapter_bytes = trained * (8 + _STATES[train.optimizer] + (0 if train.ema is None else 4))
     enlarged = (config.data.resolution / unet.pixels) ** 2
     activations = round(_kept(unet, int(train.checkpointing)) * enlarged) * train.batch_size * _BYTES[train.precision]
@@ -128,12 +132,14 @@ def _text_model(folder: Path | None, name: str) -> nn.Module:
     return blank_from_config(str(folder / name), lambda _: None).model
 
 
-def _vae_bytes(folder: Path | None, precision: str) -> int:
-    if folder is None:
-        return 83_653_863 * (2 if precision == "bf16" else 4)  # SDXL's
-    files = (folder / "vae").glob("*.safetensors")
-    numbers = sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
-    return numbers * (2 if precision == "bf16" else 4)
+def _vae_bytes(base: Path | SingleFile | None, precision: str) -> int:
+    if isinstance(base, Path):
+        files = (base / "vae").glob("*.safetensors")
+        numbers = sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
+    else:
+        held = {} if base is None else base.shapes
+        numbers = sum(math.prod(shape) for name, shape in held.items() if name.startswith(PREFIXES["vae"]))
+    return (numbers or 83_653_863) * (2 if precision == "bf16" else 4)  # or SDXL's
 
 
 def _kept(unet: _Network, every: int) -> int:

@@ -120,7 +120,12 @@ class _Run:
         self.global_batch = train.batch_size * train.accumulate * accelerator.num_processes
         self.material = find_material(config, self.global_batch, observer.note)
         self.pipeline: Any = load_base(
-            config.base.path, config.base.vae, config.base.revision, DTYPES[train.precision], observer.note
+            config.base.path,
+            config.base.vae,
+            config.base.revision,
+            DTYPES[train.precision],
+            observer.note,
+            config=config.base.config,
         )
         runs = [(config, self.material)]
         if config.prior.caption is not None:
@@ -233,7 +238,7 @@ class _Run:
                     self.adapters,
                     self.material,
                     summary,
-                    self.noise.prediction,
+                    self.noise,
                     self.observer.note,
                 )
             # Last, since a run that has one is finished.

@@ -11,7 +11,7 @@ class LossConfig(Section):
     """What a step makes smaller."""
 
     prediction: Literal["epsilon", "v_prediction"] | None = None
-    """The scheduler's own if not given."""
+    """The base's own if not given: as its scheduler says, or a single file's marks."""
     type: Literal["l2", "huber", "smooth_l1"] = "l2"
     """Squares, or pseudo-Huber errors, which large differences weigh less in (Khrapov et al., 2024)."""
     huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -37,7 +37,8 @@ class LossConfig(Section):
     max_timestep: PositiveInt | None = None
     """Only time steps from the first to before the second; the base's last one if not given."""
     zero_terminal_snr: bool = False
-    """Rescale the schedule so that its last step is pure noise (Lin et al., 2023); for v-prediction."""
+    """Rescale the schedule so that its last step is pure noise (Lin et al., 2023); for v-prediction. A base that has
+    such a schedule keeps it either way."""
 
     @model_validator(mode="after")
     def _zero_snr_predicts_v(self) -> "LossConfig":

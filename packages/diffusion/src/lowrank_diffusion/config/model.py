@@ -11,9 +11,12 @@ class BaseConfig(Section):
     """What is fine-tuned."""
 
     path: str = "tiny"
-    """A diffusers folder or hub id of an SDXL, or `tiny`, which is shipped with this package."""
+    """A diffusers folder, a hub id or a whole .safetensors file of an SDXL, or `tiny`, which is shipped with this
+    package."""
+    config: str | None = None
+    """For a file: the diffusers folder or hub id with its configurations and tokenizers; SDXL's own if not given."""
     vae: str | None = None
-    """A VAE of its own, as folder or hub id; SDXL's is not fit for fp16."""
+    """A VAE of its own, as folder, file or hub id; SDXL's is not fit for fp16."""
     revision: str | None = None
     """Of the hub's repository."""
 

@@ -27,6 +27,7 @@ class Request:
     prompts: Sequence[str]
     weights: Sequence[float] = ()
     base: str | None = None
+    config: str | None = None
     vae: str | None = None
     merged: bool | None = None
     negative: str | None = None
@@ -75,7 +76,7 @@ def infer(request: Request, told: Told) -> Drawn:
     """
     sources = sources_of(request.adapters, request.weights)
     _check(request)
-    base = base_of(sources, request.base, request.vae)
+    base = base_of(sources, request.base, request.vae, request.config)
     asked = None if request.size is None else size_of(request.size)
     device = device_of(request.device)
     precision = precision_of(request.precision, device)
@@ -92,8 +93,10 @@ def infer(request: Request, told: Told) -> Drawn:
         base.revision,
         _DTYPES[precision],
         told.note,
+        config=base.config,
         option="base.path" if request.base is None else "--base",
         vae_option="base.vae" if request.vae is None else "--vae",
+        config_option="base.config" if request.base is None else "--base-config",
     )
     pipeline.to(device)
     merged = apply(pipeline, sources, request.merged, told.note)
@@ -222,8 +225,8 @@ def _free_folder(out: Path | None) -> Path:
 
 
 def _shown(source: str) -> str:
-    """A base as a shared picture may name it: a hub id, or a folder without the way there."""
-    return Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source
+    """A base as a shared picture may name it: a hub id, or a folder or file without the way there."""
+    return Path(source).expanduser().resolve().name if Path(source).expanduser().exists() else source
 
 
 def slug(prompt: str) -> str:

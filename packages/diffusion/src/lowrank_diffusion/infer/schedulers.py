@@ -7,6 +7,7 @@ from typing import Any
 from lowrank_core.errors import UsageError
 from lowrank_diffusion.config import LossConfig
 from lowrank_diffusion.infer.sources import Base
+from lowrank_diffusion.single_file import Learned
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def check_scheduler(name: str | None) -> None:
         raise UsageError(f"--scheduler is one of {', '.join(SAMPLERS)}, got {name!r}")
 
 
-def make_scheduler(own: Any, name: str | None, trained: Base | LossConfig) -> Any:
+def make_scheduler(own: Any, name: str | None, trained: Base | LossConfig | Learned) -> Any:
     """The scheduler of that name, or the base's own if None, over the base's noise schedule.
 
     Where a run was trained to predict something else than its base did, or with a rescaled schedule, so is it sampled
@@ -48,13 +49,14 @@ def make_scheduler(own: Any, name: str | None, trained: Base | LossConfig) -> An
     Args:
         own: the base's scheduler.
         name: a key of `SAMPLERS`.
-        trained: what the adapters predict.
+        trained: what the adapters predict, or the file of a whole model.
 
     Raises:
         UsageError: a name that is unknown, or of a scheduler that cannot follow a rescaled schedule.
     """
     check_scheduler(name)
-    if name is None and trained.zero_terminal_snr and not _rescales(type(own)):
+    rescaled = trained.zero_terminal_snr or own.config.get("rescale_betas_zero_snr", False)
+    if name is None and rescaled and not _rescales(type(own)):
         name = "ddim"
     kind: Any = type(own)
     options: dict[str, Any] = {}
@@ -65,12 +67,12 @@ def make_scheduler(own: Any, name: str | None, trained: Base | LossConfig) -> An
         kind, options = getattr(diffusers, sampler.kind), dict(sampler.options)
     if trained.prediction is not None:
         options["prediction_type"] = trained.prediction
+    if rescaled and not _rescales(kind):
+        raise UsageError(
+            f"{kind.__name__} cannot follow a schedule that ends in pure noise, which this base or run has; "
+            "choose --scheduler ddim, euler or dpm++"
+        )
     if trained.zero_terminal_snr:
-        if not _rescales(kind):
-            raise UsageError(
-                f"{kind.__name__} cannot follow the schedule of loss.zero_terminal_snr; "
-                "choose --scheduler ddim, euler or dpm++"
-            )
         options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return kind.from_config(own.config, **options)
 

@@ -103,11 +103,12 @@ class Base:
     path: str
     vae: str | None = None
     revision: str | None = None
+    config: str | None = None
     prediction: str | None = None
     zero_terminal_snr: bool = False
 
 
-def base_of(sources: Sequence[Source], path: str | None, vae: str | None) -> Base:
+def base_of(sources: Sequence[Source], path: str | None, vae: str | None, config: str | None = None) -> Base:
     """The base that is asked for, or else that of the runs.
 
     Raises:
@@ -118,16 +119,17 @@ def base_of(sources: Sequence[Source], path: str | None, vae: str | None) -> Bas
     if len(predictions) > 1:
         raise UsageError("these runs were trained to predict different things (loss.prediction); use them one by one")
     prediction, zero_terminal_snr = next(iter(predictions), (None, False))
-    bases = list(dict.fromkeys((run.base.path, run.base.vae, run.base.revision) for run in runs))
+    bases = list(dict.fromkeys(run.base for run in runs))
     if path is not None:
-        return Base(path, vae, None, prediction, zero_terminal_snr)
+        return Base(path, vae, None, config, prediction, zero_terminal_snr)
     if not bases:
         raise UsageError(
-            "an adapter's files do not say which model they are for; give it with --base, a diffusers folder of an "
-            "SDXL or a hub id such as stabilityai/stable-diffusion-xl-base-1.0"
+            "an adapter's files do not say which model they are for; give it with --base, a diffusers folder or "
+            "file of an SDXL, or a hub id such as stabilityai/stable-diffusion-xl-base-1.0"
         )
-    if len({(each[0], each[2]) for each in bases}) > 1:
+    if len({(each.path, each.revision) for each in bases}) > 1:
         raise UsageError(
-            f"these runs have different bases ({', '.join(each[0] for each in bases)}); choose one with --base"
+            f"these runs have different bases ({', '.join(each.path for each in bases)}); choose one with --base"
         )
-    return Base(bases[0][0], vae or bases[0][1], bases[0][2], prediction, zero_terminal_snr)
+    own = bases[0]
+    return Base(own.path, vae or own.vae, own.revision, config or own.config, prediction, zero_terminal_snr)

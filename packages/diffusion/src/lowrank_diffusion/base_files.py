@@ -1,0 +1,143 @@
+"""Where a base's files lie: in a folder or a file, on the hub, or in this package; and what tells bases apart."""
+
+import re
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lowrank_core.errors import LowrankError
+from lowrank_core.parsing import parse_json
+from lowrank_diffusion.config import BaseConfig
+from lowrank_diffusion.identity import source_identity
+from lowrank_diffusion.single_file import single_file
+
+Note = Callable[[str], None]
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+"""Whose configuration and tokenizers single files have, if nothing else is said."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
+_PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
+_TINY = Path(str(files("lowrank_diffusion") / "tiny" / "weights"))
+
+
+def base_folder(path: str, revision: str | None, note: Note, option: str = "base.path") -> Path:
+    """Where the base's files lie, after a download if need be.
+
+    Raises:
+        LowrankError: nowhere.
+    """
+    folder = _local(path, option, "a diffusers folder or the file of an SDXL")
+    if folder is not None:
+        return folder
+    note(
+        f"fetching {path}{f' at {revision}' if revision else ''} from the Hugging Face hub, unless it is in the hub's "
+        "cache; an SDXL has some 7 GB, in fp32 14"
+    )
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+    download: Any = StableDiffusionXLPipeline.download
+    try:
+        return Path(download(path, revision=revision, use_safetensors=True))
+    except Exception as error:
+        raise LowrankError(
+            f"{path} cannot be fetched from the Hugging Face hub ({reason(error)}), and there is no such folder here; "
+            f"check the name and the network, or give a local folder as {option}"
+        ) from error
+
+
+def config_folder(config: str | None, revision: str | None, note: Note, option: str = "base.config") -> Path:
+    """Where the configurations and tokenizers lie that a single file is read with; weights are not fetched.
+
+    Args:
+        config: a diffusers folder, a hub id or `tiny`; None is SDXL's own on the hub.
+        revision: of the hub's repository.
+        note: told of a download.
+        option: what the user gave `config` by.
+
+    Raises:
+        LowrankError: nowhere, or they are no SDXL's.
+    """
+    source = config or SDXL
+    folder = _local(source, option, "the diffusers folder of an SDXL")
+    if folder is None:
+        note(f"fetching the configurations and tokenizers of {source}, a few MB, unless they are in the hub's cache")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.txt"]))
+        # The hub's errors are many, of several libraries, and all mean that there are no files.
+        except Exception as error:
+            raise LowrankError(
+                f"a single file holds neither configurations nor tokenizers, and those of {source} cannot be fetched "
+                f"from the Hugging Face hub ({reason(error)}); give the diffusers folder of an SDXL as {option}"
+            ) from error
+    check_sdxl(folder, source, option, weights=False)
+    return folder
+
+
+def _local(path: str, option: str, wanted: str) -> Path | None:
+    """The folder here; None if the hub is to have it."""
+    if path == "tiny":
+        return _TINY
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file() or not HUB_ID.fullmatch(path):
+        found = "a file" if folder.is_file() else "no folder that exists"
+        raise LowrankError(f"{option} is {path}, which is {found}; give {wanted}, a hub id such as {SDXL}, or tiny")
+    return None
+
+
+def identity_of(base: BaseConfig, parts: Sequence[str]) -> dict[str, Any]:
+    """These parts of a base that has been loaded, told from all others; `["vae"]` is `base.vae` where there is one.
+
+    A single file counts as a whole, with the parts of its configuration.
+
+    Raises:
+        LowrankError: they are gone.
+    """
+    own_vae = base.vae if list(parts) == ["vae"] else None
+    if own_vae is not None and single_file(own_vae) is None:
+        return source_identity(_expanded(own_vae))
+    file = single_file(own_vae or base.path)
+    configured = (base.config or SDXL) if single_file(base.path) else base.path
+    identity = source_identity(_expanded(configured), base.revision, parts)
+    return identity if file is None else {**source_identity(str(file)), "configuration": identity}
+
+
+def _expanded(source: str) -> str:
+    if source == "tiny":
+        return str(_TINY)
+    folder = Path(source).expanduser()
+    return str(folder) if folder.is_dir() else source
+
+
+def check_sdxl(folder: Path, path: str, option: str = "base.path", *, weights: bool = True) -> None:
+    """Refuse what is not an SDXL before its weights are read; without `weights`, whose configuration is not.
+
+    Raises:
+        LowrankError: the folder is no pipeline, another one's, or lacks a part.
+    """
+    index = folder / "model_index.json"
+    try:
+        kind = parse_json(index.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        raise LowrankError(
+            f"{path} is no diffusers folder: there is no readable model_index.json in it; give the folder of an SDXL "
+            "as diffusers saves it"
+        ) from None
+    if not str(kind).startswith("StableDiffusionXL"):
+        raise LowrankError(f"{path} is a {kind}, and adapters are trained for SDXL; give an SDXL as {option}")
+    if lacking := [part for part in _PARTS if not (folder / part).is_dir()]:
+        raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole SDXL")
+    if weights and (without := [part for part in NETWORKS if not any((folder / part).glob("*.safetensors"))]):
+        raise LowrankError(
+            f"{path} has no safetensors in {', '.join(without)}, and nothing else is read; save it as safetensors"
+        )
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    lines: Sequence[str] = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
