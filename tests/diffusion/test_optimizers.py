@@ -83,6 +83,7 @@ def test_lions_first_step_by_hand():
 @pytest.mark.parametrize(("name", "module"), PACKAGES.items())
 def test_a_package_that_is_missing_is_named(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"{module}.optim", raising=False)
     package = module.replace("_", "-")
     with pytest.raises(LowrankError, match=f"{name} is of the package {package}, .*pip install {package}, or choose"):
         build_optimizer(train(name, lr=1), factors(0.0))

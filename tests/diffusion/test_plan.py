@@ -33,6 +33,17 @@ def test_what_costs_memory():
     assert planned("sdxl-loha", "data.resolution=512").activation_bytes == pytest.approx(base.activation_bytes / 4)
     assert planned("sdxl-loha", "cache.text=none").base_bytes > base.base_bytes + 1_600_000_000
     assert planned("sdxl-loha", "cache.latents=none").base_bytes == base.base_bytes + 2 * 83_653_863
+    # 743 linear layers of 2,232,647,680 weights, of 2 bytes in bf16; a scale of 4 bytes for each of 1,455,040 outputs.
+    others = base.base_bytes - 2 * 2_232_647_680
+    assert planned("sdxl-loha", "base.quantize=int8").base_bytes == others + 2_232_647_680 + 4 * 1_455_040
+    assert planned("sdxl-loha", "base.quantize=nf4").base_bytes == others + 2_232_647_680 // 2 + 4 * 2_232_647_680 // 64
+    # A block of a 2560 -> 1280 convolution, its 3x3 to 1280, a shortcut, the time's layer and two norms is the largest.
+    largest = (
+        2560 * 1280 * 9 + 1280 + 1280 * 1280 * 9 + 1280 + 2560 * 1280 + 1280 + 1280 * 1280 + 1280 + 2 * (2560 + 1280)
+    )
+    one, two = (planned("sdxl-loha", f"train.offload={number}").base_bytes for number in (1, 2))
+    assert (one, two) == (base.base_bytes, base.base_bytes - 2 * largest)
+    assert planned("sdxl-loha", "train.offload=true").base_bytes < 300_000_000
     trained = planned("sdxl-loha", "cache.text=none", "adapter.text_encoders=true")
     assert trained.trainable_params > base.trainable_params
 

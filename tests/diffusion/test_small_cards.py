@@ -1,14 +1,20 @@
 """What makes a run fit on a small card: fewer activations kept."""
 
+import copy
 from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 import lowrank_core
 from lowrank_core.adapters.control import adapters_of, trainable_parameters
+from lowrank_diffusion.adapting import adapter_config
 from lowrank_diffusion.blocks import blocks_of, recompute
+from lowrank_diffusion.config import AdapterSettings
 from lowrank_diffusion.load import load_config
+from lowrank_diffusion.offloading import Offloaded
+from lowrank_diffusion.quantizing import QuantizedLinear, quantize
 
 # diffusers takes ten seconds to import.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -35,15 +41,18 @@ def unet(base):
     lowrank_core.remove(base)
 
 
-def stepped(unet) -> tuple[float, list[torch.Tensor]]:
-    """A loss and its gradients."""
+def error_of(unet) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
     noisy, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 32, 128)))
     added = {"text_embeds": torch.ones(2, 80), "time_ids": torch.ones(2, 6)}
     output = unet(noisy, torch.tensor([5, 600]), encoder_hidden_states=text, added_cond_kwargs=added).sample
-    loss = (output - noisy).square().mean()
-    parameters = trainable_parameters(unet)
-    return loss.item(), list(torch.autograd.grad(loss, parameters))
+    return (output - noisy).square().mean()
+
+
+def stepped(unet) -> tuple[float, list[torch.Tensor]]:
+    """A loss and its gradients."""
+    loss = error_of(unet)
+    return loss.item(), list(torch.autograd.grad(loss, trainable_parameters(unet)))
 
 
 def assert_same_step(found, expected) -> None:
@@ -67,8 +76,99 @@ def test_every_nth_block_is_computed_twice_and_nothing_changes(unet, every):
     assert calls == {name: 2 if name in again else 1 for name in blocks}
 
 
-def test_a_run_says_how_much_is_recomputed():
+def with_dense_weights(network):
+    """A copy whose layers hold what the quantized ones stand for."""
+    dense = copy.deepcopy(network)
+    for parent in list(dense.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, QuantizedLinear):
+                layer = nn.Linear(child.in_features, child.out_features, child.bias is not None).requires_grad_(False)
+                layer.weight.copy_(child.dense(torch.float32))
+                layer.bias = child.bias
+                setattr(parent, name, layer)
+    return dense
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "near", "rounding"),
+    [
+        ("lora", "nf4", 0.05, 1e-5),
+        ("loha", "int8", 0.01, 1e-5),
+        ("lokr", "nf4", 0.05, 1e-5),
+        ("adalora", "int8", 0.01, 1e-3),  # where the dense gradients in fp32 are 2e-3 from those in float64
+    ],
+)
+def test_a_quantized_base_trains_as_the_dense_weights_that_it_stands_for(base, method, kind, near, rounding):
+    pytest.importorskip("bitsandbytes")
+    unet = copy.deepcopy(base).train()
+    settings = AdapterSettings(method=method, rank=2, alpha=1, target_rank=2)
+    torch.manual_seed(1)
+    # A convolution is among them, which stays as it is.
+    lowrank_core.inject(unet, adapter_config(settings, ["to_q", "to_out.0", "ff.net.2", "proj_in", "conv1"]))
+    for adapter in adapters_of(unet).values():
+        adapter.form.init(adapter.factors, "random")
+    plain, _ = stepped(unet)
+    quantize(unet, kind, torch.device("cpu"))
+    assert not [layer for layer in unet.modules() if type(layer) is nn.Linear]
+    loss, gradients = stepped(unet)
+    dense_loss, dense_gradients = stepped(with_dense_weights(unet))
+    assert 0 < abs(loss - plain) < near * plain
+    assert loss == pytest.approx(dense_loss, rel=1e-6)
+    for found, expected in zip(gradients, dense_gradients, strict=True):
+        assert (found - expected).norm() <= rounding * expected.norm()
+    with pytest.raises(lowrank_core.UsageError, match=r"computes its weight .*quantized layer.*load the model unquant"):
+        lowrank_core.merge(unet)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(None, "nf4"), (5, None)])
+def test_one_offloaded_block_at_a_time_is_there_and_nothing_changes(base, number, kind):
+    unet = copy.deepcopy(base).train()
+    lowrank_core.inject(unet, adapter_config(AdapterSettings(method="lora"), ["to_q", "ff.net.0.proj", "conv2"]))
+    for adapter in adapters_of(unet).values():
+        adapter.form.init(adapter.factors, "random")
+    if kind is not None:
+        pytest.importorskip("bitsandbytes")
+        quantize(unet, kind, torch.device("cpu"))
+    expected = stepped(unet)
+    recompute(unet, 1)
+    blocks = list(blocks_of(unet).values())
+    frozen = {block: [p for p in block.parameters() if not p.requires_grad] for block in blocks}
+    sizes = {block: sum(p.numel() for p in frozen[block]) for block in blocks}
+    offloaded = Offloaded(unet, number, torch.device("cpu"))
+    kept = [block for block in blocks if block not in offloaded.blocks]
+    assert len(kept) == (0 if number is None else len(blocks) - number)
+    assert max((sizes[block] for block in kept), default=0) <= min(sizes[block] for block in offloaded.blocks)
+    seen = Counter()
+
+    def look(block, _):
+        there = {other for other in blocks if all(p.numel() for p in frozen[other])}
+        gone = {other for other in blocks if not any(p.numel() for p in frozen[other])}
+        assert there == {offloaded.resident, *kept} - {None}
+        assert gone == set(blocks) - there
+        seen[block] += 1
+
+    for block in blocks:
+        block.register_forward_pre_hook(look)
+    for _ in range(2):
+        assert_same_step(stepped(unet), expected)
+    with torch.no_grad():
+        assert error_of(unet).item() == expected[0]
+    assert set(seen) == set(blocks)
+    assert max(seen.values()) == 2 * 2 + 1
+    # What is gone is really not there.
+    gone = next(block for block in offloaded.blocks if block is not offloaded.resident)
+    with pytest.raises(RuntimeError):
+        next(module for module in gone.modules() if isinstance(module, nn.Linear))(torch.ones(1))
+
+
+def test_what_a_run_may_ask_for():
     for value, kept in {"true": True, "false": False, "2": 2}.items():
         assert load_config(None, [f"train.checkpointing={value}"]).train.checkpointing is kept
     with pytest.raises(lowrank_core.UsageError, match=r"train.checkpointing: .* greater than or equal to 0, got -1"):
         load_config(None, ["train.checkpointing=-1"])
+    with pytest.raises(
+        lowrank_core.UsageError, match=r"train.offload brings a block back .* set train.checkpointing: tr"
+    ):
+        load_config(None, ["train.offload=3", "train.checkpointing=2"])
+    with pytest.raises(lowrank_core.UsageError, match=r"train.offload exchanges the weights .*; leave one out"):
+        load_config(None, ["train.offload=true", "train.checkpointing=true", "train.compile=true"])

@@ -222,6 +222,7 @@ ADALORA = ["adapter.method=adalora", "adapter.rank=4", "adapter.target_rank=2", 
         (["train.optimizer=adafactor", "adapter.method=lokr", "train.ema=0.9"], 3),
         (["train.optimizer=schedulefree", "track.validate_every=1"], 3),
         (["data.shuffle_tags=true", "data.caption_templates=['{caption}, drawn', '{caption}']", "cache.text=none"], 3),
+        (["base.quantize=nf4", "train.checkpointing=true", "train.offload=20", "adapter.target=all-linear"], 3),
         (["adapter.rank_dropout=0.3", "adapter.module_dropout=0.3", "train.lr_pattern={to_q: 0.1}"], 3),
     ],
 )
@@ -394,13 +395,18 @@ def test_resume_refuses_another_configuration_and_a_folder_without_a_run(fit, tm
         ("train.device=cuda:7", r"device 'cuda:7' cannot be used here \(.*\); try -o train.device=cpu"),
         ("adapter.target=[to_x]", r"to_x"),
         ("adapter.init_from=nowhere", r"nowhere"),
+        (
+            "base.quantize=int8",
+            r"needs the package bitsandbytes, which is not installed; install it with pip install '",
+        ),
         ("track.tensorboard=true", r"tensorboard, which is not installed; install it with pip install tensorboard"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(fit, tmp_path, override, sentence, monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    for package in ("torch.utils.tensorboard", "bitsandbytes.functional"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LowrankError, match=sentence):
         fit(tmp_path / "run", override)
     # Nothing was trained, so the folder is free for the next try.

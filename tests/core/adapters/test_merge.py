@@ -259,7 +259,9 @@ def test_weights_that_cannot_be_merged() -> None:
     computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
     inject(computed, LoRA(target_modules="0"))
     computed(torch.randn(1, 3))
-    with pytest.raises(UsageError, match=r"0 computes its weight \(a parametrization\), so nothing can be merged"):
+    with pytest.raises(
+        UsageError, match=r"0 computes its weight \(a parametrization, or a quantized layer\), so nothing can be merged"
+    ):
         merge(computed)
     with torch.device("meta"):
         empty = inject(Model(), CONFIGS["lora"])

@@ -14,6 +14,7 @@ _EXTRAS = {
     "fl": ("lowrank-fl", "flwr", "ray", "torchvision"),
     "diffusion": ("lowrank-diffusion", "diffusers", "transformers", "peft", "accelerate"),
     "privacy": ("dp-accounting",),
+    "quantize": ("bitsandbytes",),
 }
 """What each extra of `lowrank` brings."""
 _ALWAYS = ("lowrank", "lowrank-core", "torch", "safetensors")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from lowrank_diffusion.base_files import SDXL, base_folder, check_sdxl
 from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.outline import outlined
+from lowrank_diffusion.quantizing import Kind, bytes_of
 from lowrank_diffusion.single_file import PREFIXES, SingleFile, read_single_file, single_file
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -42,7 +43,7 @@ class RunPlan:
     original_params: int
     """Of the UNet."""
     base_bytes: int
-    """Frozen networks that stay on the device."""
+    """Frozen networks that stay on the device; of offloaded blocks the largest."""
     adapter_bytes: int
     """Factors, their gradients, the optimizer's state and the running average."""
     activation_bytes: int
@@ -82,8 +83,13 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     if settings.text_encoders:
         reports += [count_adapter(text, adapter_config(settings, settings.text_target)) for text in texts]
     trained = sum(report.trainable_params for report in reports)
-    kept = [unet.model, *(texts if config.cache.text == "none" else [])]
-    base_bytes = _BYTES[train.precision] * sum(p.numel() for model in kept for p in model.parameters())
+    kept = texts if config.cache.text == "none" else []
+    base_bytes = sum(_held(text, train.precision, "none") for text in kept)
+    base_bytes += _held(unet.model, train.precision, config.base.quantize)
+    if train.offload:
+        blocks = [_held(block, train.precision, config.base.quantize) for block in blocks_of(unet.model).values()]
+        largest = sorted(blocks, reverse=True)[: None if train.offload is True else train.offload]
+        base_bytes -= sum(largest[1:])
     if config.cache.latents == "none":
         base_bytes += _vae_bytes(folder if single is None else single, train.precision)
     adapter_bytes = trained * (8 + _STATES[train.optimizer] + (0 if train.ema is None else 4))
@@ -105,6 +111,16 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
         activation_bytes=activations,
         peak_memory_bytes=base_bytes + adapter_bytes + activations,
     )
+
+
+def _held(network: nn.Module, precision: str, quantized: Kind | Literal["none"]) -> int:
+    """Bytes of a frozen network."""
+    size = _BYTES[precision] * sum(parameter.numel() for parameter in network.parameters())
+    if quantized != "none":
+        for layer in network.modules():
+            if type(layer) is nn.Linear:
+                size += bytes_of(layer, quantized) - _BYTES[precision] * layer.weight.numel()
+    return size
 
 
 def _read(folder: Path) -> _Network:

@@ -23,8 +23,10 @@ from lowrank_diffusion.folder import Metrics, begin, read_summary, write_summary
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
+from lowrank_diffusion.offloading import Offloaded
 from lowrank_diffusion.outputs import write_outputs
 from lowrank_diffusion.prior import prior_run
+from lowrank_diffusion.quantizing import bitsandbytes, quantize
 from lowrank_diffusion.results import Observer, RunStart, RunSummary, Silent, StepRow
 from lowrank_diffusion.samples import Sampler, save_grid
 from lowrank_diffusion.stopping import stop_requests
@@ -106,7 +108,8 @@ def _carry_out(config: DiffusionConfig, folder: Path, observer: Observer) -> Run
         except torch.OutOfMemoryError as error:
             raise LowrankError(
                 f"the device has no memory left ({str(error).splitlines()[0]}); set train.checkpointing: true, "
-                "train.precision: bf16 or a smaller train.batch_size with a larger train.accumulate"
+                "train.precision: bf16, base.quantize: nf4, train.offload: true or a smaller train.batch_size with "
+                "a larger train.accumulate"
             ) from error
 
 
@@ -118,6 +121,8 @@ class _Run:
         train = config.train
         self.main: bool = accelerator.is_main_process
         self.global_batch = train.batch_size * train.accumulate * accelerator.num_processes
+        if config.base.quantize != "none":
+            bitsandbytes()  # Before anything is fetched.
         self.material = find_material(config, self.global_batch, observer.note)
         self.pipeline: Any = load_base(
             config.base.path,
@@ -134,8 +139,12 @@ class _Run:
         self.digest = run_digest(config, pictures, accelerator.num_processes)
         checkpoint = load_checkpoint(folder, self.digest)
         self.adapters = put_adapters(self.pipeline, config, observer.note)
+        if config.base.quantize != "none":
+            quantize(self.pipeline.unet, config.base.quantize, accelerator.device)
         self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
         latents, text = encoded_ahead(config, self.pipeline, accelerator, runs, observer)
+        if train.offload:
+            Offloaded(self.pipeline.unet, None if train.offload is True else train.offload, accelerator.device)
         self.pipeline.unet.to(accelerator.device)
         examples = [
             Examples(each, material, encoded, text, dataclasses.replace(self.noise, seed=each.seed), accelerator.device)

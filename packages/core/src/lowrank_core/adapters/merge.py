@@ -107,7 +107,8 @@ def _merged(
 ) -> tuple[nn.Parameter, MergedLayer]:
     if "weight" not in dict(layer.base.named_parameters(recurse=False)):
         raise UsageError(
-            f"{path} computes its weight (a parametrization), so nothing can be merged into it; remove that"
+            f"{path} computes its weight (a parametrization, or a quantized layer), so nothing can be merged into it; "
+            "remove that, or load the model unquantized"
         )
     old = cast(nn.Parameter, layer.base.weight)
     if old.is_meta:

@@ -19,6 +19,8 @@ class BaseConfig(Section):
     """A VAE of its own, as folder, file or hub id; SDXL's is not fit for fp16."""
     revision: str | None = None
     """Of the hub's repository."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """What the UNet's linear layers hold their frozen weights in."""
 
 
 class AdapterSettings(Section):

@@ -64,6 +64,16 @@ class DiffusionConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _offloaded_blocks_come_back(self) -> "DiffusionConfig":
+        if self.train.offload and self.train.checkpointing != 1:
+            raise ValueError(
+                "train.offload brings a block back when it is computed again; set train.checkpointing: true"
+            )
+        if self.train.offload and self.train.compile:
+            raise ValueError("train.offload exchanges the weights of what train.compile would compile; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _crops_are_cached_once(self) -> "DiffusionConfig":
         if self.data.crop == "random" and self.cache.latents != "none":
             raise ValueError("data.crop: random cuts anew each time; set cache.latents: none, or data.crop: centre")

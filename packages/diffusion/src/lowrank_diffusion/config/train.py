@@ -36,6 +36,8 @@ class TrainConfig(Section):
     """Of the frozen base and of products; factors are fp32."""
     checkpointing: OnOrNumber = False
     """Recompute activations in the backward pass: of all blocks, or of every n-th one of the UNet's."""
+    offload: OnOrNumber = False
+    """Keep the frozen weights of all the UNet's blocks, or of the n largest, in the CPU's memory while not in use."""
     compile: bool = False
     """Compile the UNet's repeated blocks."""
     device: str = "auto"
