@@ -139,10 +139,11 @@ class _Run:
         self.digest = run_digest(config, pictures, accelerator.num_processes)
         checkpoint = load_checkpoint(folder, self.digest)
         self.adapters = put_adapters(self.pipeline, config, observer.note)
-        if config.base.quantize != "none":
-            quantize(self.pipeline.unet, config.base.quantize, accelerator.device)
         self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
         latents, text = encoded_ahead(config, self.pipeline, accelerator, runs, observer)
+        # Only now, when what is cached has left the device.
+        if config.base.quantize != "none":
+            quantize(self.pipeline.unet, config.base.quantize, accelerator.device)
         if train.offload:
             Offloaded(self.pipeline.unet, None if train.offload is True else train.offload, accelerator.device)
         self.pipeline.unet.to(accelerator.device)
