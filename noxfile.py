@@ -15,12 +15,16 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
         return
     parallel = ("pytest", "--dist", "worksteal", "-q", "-n")
-    # Many tests start processes; where bytecode is not kept, each of them would compile torch again.
-    bytecode = {"PYTHONDONTWRITEBYTECODE": None}
-    session.run(*parallel, "auto", env=bytecode)
+    environment = {
+        # Many tests start processes; where bytecode is not kept, each of them would compile torch again.
+        "PYTHONDONTWRITEBYTECODE": None,
+        # As many processes as cores: more threads would only wait for each other.
+        "OMP_NUM_THREADS": "1",
+    }
+    session.run(*parallel, "auto", env=environment)
     # Half of the slow ones wait for SuperLinks and SuperNodes, so there is room for more of them than cores.
     more = str((os.cpu_count() or 1) * 3 // 2)
-    session.run(*parallel, more, "-m", "slow", "--durations=15", env=bytecode)
+    session.run(*parallel, more, "-m", "slow", "--durations=15", env=environment)
 
 
 @nox.session
