@@ -49,8 +49,10 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Check the documentation's examples and build its site into site/."""
-    session.run("pytest", "tests/test_documentation.py", "-q")
+    """Check the documentation's examples and links, and build its site into site/."""
+    session.run("pytest", "tests/test_documentation.py", "tests/test_commands_in_documentation.py", "-q")
+    reference = "docs/reference/command-line.md"
+    session.run("typer", "lowrank_cli.main", "utils", "docs", "--name", "lowrank", "--output", reference)
     session.run("uv", "run", "--group", "docs", "zensical", "build", "--strict", external=True)
 
 

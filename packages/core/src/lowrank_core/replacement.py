@@ -86,9 +86,12 @@ def factorize(
 
     Args:
         method: `lowrank`, `fedpara`, `pfedpara`, `svd` or `kronecker`.
-        gamma, ratio, rank, budget: the rank rule, exactly one (`lowrank_core.ranks`). A budget is a size of the
-            whole model and becomes the largest gamma that keeps to it.
-        include, exclude: shell-style patterns of layer names; a pattern that names a module covers what is in it.
+        gamma: the paper's rank rule. It, `ratio`, `rank` and `budget` are rules, of which exactly one is given.
+        ratio: that of the authors' notebook.
+        rank: the same one everywhere.
+        budget: the size of the whole model, which becomes the largest gamma that keeps to it.
+        include: shell-style patterns of layer names; a pattern that names a module covers what is in it.
+        exclude: likewise, of what stays as it is.
         exceptions: patterns whose layers follow a rule of their own.
         init: how the factors are drawn (`lowrank_core.init`), from torch's global random state.
         tanh: FedPara with tanh around both terms.

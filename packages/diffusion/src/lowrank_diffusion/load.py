@@ -15,7 +15,8 @@ def load_config(
     Args:
         source: a preset's name or the path of a YAML file; None is `quickstart`.
         overrides: `dotted.key=value` with YAML values.
-        seed, processes: flags, which win over everything before them.
+        seed: a flag, which wins over everything before it.
+        processes: another one, `train.processes`.
 
     Raises:
         UsageError: an unknown preset, a file that is missing or no mapping, and, all together, unknown keys with

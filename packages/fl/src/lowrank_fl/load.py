@@ -28,8 +28,9 @@ def load_config(
     Args:
         source: a preset's name or the path of a YAML file; None is `quickstart`.
         overrides: `dotted.key=value` with YAML values; a key that `source` sweeps is swept no longer.
-        seed, engine, local_nodes: flags, which win over everything before them; `engine` is an `engine.kind` or an
-            `engine.execution`, and `local_nodes` means superlink.
+        seed: a flag, which wins over everything before it.
+        engine: another one, an `engine.kind` or an `engine.execution`.
+        local_nodes: another one, which means superlink.
         sweep: `dotted.key=a,b,c`.
 
     Raises:
