@@ -1,6 +1,5 @@
 """A frozen base in fewer bits: its linear layers hold 8-bit or 4-bit numbers and compute with what these stand for."""
 
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,10 @@ def bitsandbytes() -> Any:
         LowrankError: it is not installed.
     """
     try:
-        return import_module("bitsandbytes.functional")
+        # A statement, which torch.compile follows.
+        import bitsandbytes.functional
+
+        return bitsandbytes.functional
     except ImportError:
         raise LowrankError(
             "base.quantize needs the package bitsandbytes, which is not installed; install it with "
