@@ -7,7 +7,7 @@ import torch
 
 from lowrank_core import LowrankError
 from lowrank_diffusion.base import load_base
-from lowrank_diffusion.base_files import base_folder, check_sdxl, identity_of
+from lowrank_diffusion.base_files import base_folder, check_base, identity_of
 from lowrank_diffusion.config import BaseConfig
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -30,13 +30,13 @@ def silent(text: str) -> None:
 
 
 def test_a_whole_folder_passes(folder):
-    check_sdxl(folder, "base")
+    check_base(folder, "base")
 
 
 def test_another_pipeline_is_named(folder):
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(LowrankError, match="base is a StableDiffusionPipeline, and adapters are trained for SDXL"):
-        check_sdxl(folder, "base")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    with pytest.raises(LowrankError, match="base is a StableDiffusion3Pipeline, and adapters are trained for SDXL and"):
+        check_base(folder, "base")
 
 
 @pytest.mark.parametrize("content", [None, "no JSON", "[]"])
@@ -45,17 +45,17 @@ def test_a_folder_that_is_no_pipeline(folder, content):
     if content is not None:
         (folder / "model_index.json").write_text(content)
     with pytest.raises(LowrankError, match=r"base is no diffusers folder: .* give the folder of an SDXL"):
-        check_sdxl(folder, "base")
+        check_base(folder, "base")
 
 
 def test_missing_parts_and_pickles_are_named(folder):
     (folder / "tokenizer_2").rmdir()
     with pytest.raises(LowrankError, match=r"base lacks tokenizer_2; give the folder of a whole SDXL"):
-        check_sdxl(folder, "base")
+        check_base(folder, "base")
     (folder / "tokenizer_2").mkdir()
     (folder / "unet" / "model.safetensors").rename(folder / "unet" / "model.bin")
     with pytest.raises(LowrankError, match=r"base has no safetensors in unet, and nothing else is read"):
-        check_sdxl(folder, "base")
+        check_base(folder, "base")
 
 
 @pytest.mark.parametrize("path", ["no/such/folder", "nowhere", "/tmp/nowhere-at-all"])

@@ -11,7 +11,7 @@ from mutations import damaged, json_files, jsonl_files, safetensors_files, yaml_
 from PIL import Image
 
 from lowrank_cli.inferring import is_federated
-from lowrank_diffusion.base_files import check_sdxl
+from lowrank_diffusion.base_files import check_base
 from lowrank_diffusion.caches import DiskCache
 from lowrank_diffusion.checkpoint import (
     Checkpoint,
@@ -131,7 +131,7 @@ def pictures(key):
 
 def test_the_index_of_a_base(run):
     tree = json.loads((run / "model_index.json").read_text())
-    fuzz(run, "model_index.json", json_files(tree), lambda folder: check_sdxl(folder, "x"))
+    fuzz(run, "model_index.json", json_files(tree), lambda folder: check_base(folder, "x"))
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def final_rank(settings: AdapterSettings) -> int:
 
 
 def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], None]) -> "Adapters":
-    """Adapters on the UNet and, if asked for, on both text encoders, drawn from the run's seed; all else is frozen.
+    """Adapters on the UNet and, if asked for, on the text encoders, drawn from the run's seed; all else is frozen.
 
     Raises:
         LowrankError: `adapter.init_from` cannot be read or is for another model.
@@ -60,7 +60,8 @@ def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], N
     """
     settings = config.adapter
     places = list(PLACES) if settings.text_encoders else ["unet"]
-    networks = {place: getattr(pipeline, PLACES[place]) for place in places}
+    # Stable Diffusion 1 has one text encoder.
+    networks = {place: getattr(pipeline, PLACES[place]) for place in places if hasattr(pipeline, PLACES[place])}
     for number, (place, network) in enumerate(networks.items()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "adapter", number))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_diffusion.adapting import PLACES
 from lowrank_diffusion.base import DTYPES
 from lowrank_diffusion.base_files import identity_of
 from lowrank_diffusion.cached import CachedLatents, CachedText
@@ -12,6 +11,7 @@ from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.data.captions import Captions
 from lowrank_diffusion.data.opening import colour_of
 from lowrank_diffusion.encoding import PictureEncoder, TextEncoders
+from lowrank_diffusion.families import SDXL, family_of
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.results import Observer
 from lowrank_diffusion.samples import Sampler
@@ -42,10 +42,11 @@ def encoded_ahead(
     if long := encoders.too_long(list(dict.fromkeys(captions))):
         observer.note(f"{len(long)} captions are too long, and only their beginning is read, such as: {long[0]}")
     cache = open_cache(config.cache.text, config.cache.folder, observer.note)
-    source = identity_of(
-        config.base, [name for name in PLACES.values() if name != "unet"] + ["tokenizer", "tokenizer_2"]
-    )
-    text = CachedText(encoders, cache, source, DTYPES[config.train.precision], config.data.dropped_caption)
+    family = family_of(pipeline)
+    source = identity_of(config.base, [*family.encoders, *family.tokenizers])
+    # Stable Diffusion 1 has never seen zeros for text.
+    dropped = config.data.dropped_caption if family is SDXL else "empty"
+    text = CachedText(encoders, cache, source, DTYPES[config.train.precision], dropped)
     text.fill(captions, lambda done, total: observer.stage("embedding captions", done, total), **share)
     if cache is not None:
         for encoder in encoders.encoders:

@@ -1,7 +1,8 @@
-"""The frozen SDXL below an adapter: from a diffusers folder, one file, the hub, or this package."""
+"""The frozen model below an adapter: from a diffusers folder, one file, the hub, or this package."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,15 @@ from torch import Tensor
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.tensors import check_readable
-from lowrank_diffusion.base_files import HUB_ID, NETWORKS, Note, base_folder, check_sdxl, config_folder, reason
+from lowrank_diffusion.base_files import HUB_ID, Note, base_folder, check_base, config_folder, reason
 from lowrank_diffusion.encoding import vae_dtype
+from lowrank_diffusion.families import SDXL, Family
 from lowrank_diffusion.infer.schedulers import make_scheduler
 from lowrank_diffusion.single_file import Learned, load_single_file, load_single_vae, read_single_file, single_file
 
 # diffusers takes ten seconds to import, and looking at a base's shapes does not need it.
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the names of `train.precision`."""
@@ -36,8 +37,10 @@ def load_base(
     option: str = "base.path",
     vae_option: str = "base.vae",
     config_option: str = "base.config",
-) -> "StableDiffusionXLPipeline":
-    """An SDXL on the CPU, frozen, in evaluation mode. Only safetensors are read, and no code that comes with them.
+) -> Any:
+    """Diffusers' pipeline of a base, on the CPU, frozen, in evaluation mode.
+
+    Only safetensors are read, and no code that comes with them.
 
     After the tiny one, torch computes with one thread in this process.
 
@@ -52,16 +55,17 @@ def load_base(
         option, vae_option, config_option: what the user gave `path`, `vae` and `config` by, for what errors say.
 
     Raises:
-        LowrankError: there is no such folder, file or repository, it is no SDXL, or its weights are no safetensors.
+        LowrankError: there is no such folder, file or repository, it is of no family that is known, or its weights are
+            no safetensors.
     """
     file = single_file(path)
-    learned = None
+    learned, family = None, SDXL
     if file is not None:
         learned = read_single_file(file, has_vae=vae is None, option=option).learned
         folder = config_folder(config, revision, note, config_option)
     else:
         folder = base_folder(path, revision, note, option)
-        check_sdxl(folder, path, option)
+        family = check_base(folder, path, option)
     if "tiny" in (path, config):
         # Its products are too small to share: a second core makes it a tenth faster, and a hundred times slower where
         # another program holds that core, because threads wait for each other at every product.
@@ -71,12 +75,12 @@ def load_base(
     try:
         with _quiet():
             if file is None:
-                pipeline: Any = _load_folder(folder, own_vae, dtype, for_vae)
+                pipeline: Any = _load_folder(folder, family, own_vae, dtype, for_vae)
             else:
                 pipeline = load_single_file(file, folder, own_vae, dtype, for_vae)
     # The libraries raise errors of every kind for files that are missing, cut off or of another model.
     except Exception as error:
-        whole = "the folder of a whole SDXL, saved as safetensors by diffusers"
+        whole = f"the folder of a whole {family.name}, saved as safetensors by diffusers"
         if file is not None:
             whole = f"the file of a whole SDXL, and as {config_option} a folder with its configuration"
         raise LowrankError(f"the base model {path} cannot be loaded ({reason(error)}); give {whole}") from error
@@ -84,7 +88,7 @@ def load_base(
         pipeline.scheduler = make_scheduler(pipeline.scheduler, None, learned)
     _tell(path, pipeline.scheduler.config, learned, note)
     pipeline.set_progress_bar_config(disable=True)
-    for name in NETWORKS:
+    for name in family.networks:
         getattr(pipeline, name).requires_grad_(False).eval()
     return pipeline
 
@@ -121,18 +125,16 @@ def decoded(vae: Any, latents: Tensor) -> list[Image.Image]:
 
 
 def _load_folder(
-    folder: Path, vae: "AutoencoderKL | None", dtype: torch.dtype, vae_dtype: torch.dtype
-) -> "StableDiffusionXLPipeline":
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-    make: Any = StableDiffusionXLPipeline
+    folder: Path, family: Family, vae: "AutoencoderKL | None", dtype: torch.dtype, vae_dtype: torch.dtype
+) -> Any:
+    make: Any = getattr(import_module("diffusers"), family.pipeline)
     return make.from_pretrained(
         folder,
         dtype={"default": dtype, "vae": vae_dtype},
         use_safetensors=True,
         variant=_variant(folder),
         local_files_only=True,
-        add_watermarker=False,
+        **family.options,
         **({} if vae is None else {"vae": vae}),
     )
 

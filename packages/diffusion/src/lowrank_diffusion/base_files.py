@@ -8,7 +8,9 @@ from typing import Any
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.parsing import parse_json
+from lowrank_diffusion import families
 from lowrank_diffusion.config import BaseConfig
+from lowrank_diffusion.families import Family, family_named
 from lowrank_diffusion.identity import source_identity
 from lowrank_diffusion.single_file import single_file
 
@@ -16,8 +18,6 @@ Note = Callable[[str], None]
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 """Whose configuration and tokenizers single files have, if nothing else is said."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
-_PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 _TINY = Path(str(files("lowrank_diffusion") / "tiny" / "weights"))
 
 
@@ -34,11 +34,11 @@ def base_folder(path: str, revision: str | None, note: Note, option: str = "base
         f"fetching {path}{f' at {revision}' if revision else ''} from the Hugging Face hub, unless it is in the hub's "
         "cache; an SDXL has some 7 GB, in fp32 14"
     )
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    download: Any = StableDiffusionXLPipeline.download
+    download: Any = DiffusionPipeline.download
     try:
-        return Path(download(path, revision=revision, use_safetensors=True))
+        return Path(download(path, revision=revision, use_safetensors=True, safety_checker=None))
     except Exception as error:
         raise LowrankError(
             f"{path} cannot be fetched from the Hugging Face hub ({reason(error)}), and there is no such folder here; "
@@ -72,7 +72,8 @@ def config_folder(config: str | None, revision: str | None, note: Note, option: 
                 f"a single file holds neither configurations nor tokenizers, and those of {source} cannot be fetched "
                 f"from the Hugging Face hub ({reason(error)}); give the diffusers folder of an SDXL as {option}"
             ) from error
-    check_sdxl(folder, source, option, weights=False)
+    if check_base(folder, source, option, weights=False) is not families.SDXL:
+        raise LowrankError(f"{source} is no SDXL, which single files are; give the diffusers folder of one as {option}")
     return folder
 
 
@@ -113,28 +114,49 @@ def _expanded(source: str) -> str:
     return str(folder) if folder.is_dir() else source
 
 
-def check_sdxl(folder: Path, path: str, option: str = "base.path", *, weights: bool = True) -> None:
-    """Refuse what is not an SDXL before its weights are read; without `weights`, whose configuration is not.
+def check_base(folder: Path, path: str, option: str = "base.path", *, weights: bool = True) -> Family:
+    """What a folder holds; refuses what cannot be fine-tuned before its weights are read.
+
+    Args:
+        folder: where the files are.
+        path: what the user gave, by `option`.
+        option: for what errors say.
+        weights: whether they must be there.
 
     Raises:
         LowrankError: the folder is no pipeline, another one's, or lacks a part.
     """
     index = folder / "model_index.json"
     try:
-        kind = parse_json(index.read_text(encoding="utf-8")).get("_class_name")
+        kind = str(parse_json(index.read_text(encoding="utf-8")).get("_class_name"))
     except (OSError, ValueError, AttributeError):
         raise LowrankError(
             f"{path} is no diffusers folder: there is no readable model_index.json in it; give the folder of an SDXL "
             "as diffusers saves it"
         ) from None
-    if not str(kind).startswith("StableDiffusionXL"):
-        raise LowrankError(f"{path} is a {kind}, and adapters are trained for SDXL; give an SDXL as {option}")
-    if lacking := [part for part in _PARTS if not (folder / part).is_dir()]:
-        raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole SDXL")
-    if weights and (without := [part for part in NETWORKS if not any((folder / part).glob("*.safetensors"))]):
+    family = family_named(kind)
+    if family is None:
+        raise LowrankError(
+            f"{path} is a {kind}, and adapters are trained for SDXL and Stable Diffusion 1; give one as {option}"
+        )
+    if family is families.SD1 and _text_width(folder) == 1024:
+        raise LowrankError(f"{path} is a Stable Diffusion 2, which is not trained here; give an SDXL as {option}")
+    if lacking := [part for part in family.parts if not (folder / part).is_dir()]:
+        raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole {family.name}")
+    without = [part for part in family.networks if not any((folder / part).glob("*.safetensors"))]
+    if weights and without:
         raise LowrankError(
             f"{path} has no safetensors in {', '.join(without)}, and nothing else is read; save it as safetensors"
         )
+    return family
+
+
+def _text_width(folder: Path) -> Any:
+    """The width of the text that the UNet reads; None where its configuration cannot be read."""
+    try:
+        return parse_json((folder / "unet" / "config.json").read_text(encoding="utf-8")).get("cross_attention_dim")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def reason(error: Exception) -> str:

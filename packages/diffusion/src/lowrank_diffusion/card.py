@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.families import Family
 from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.results import RunSummary
 
@@ -13,7 +14,12 @@ _METHODS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "adalora": "AdaLoRA"
 
 
 def model_card(
-    run: Path, config: DiffusionConfig, summary: RunSummary, places: Sequence[str], noise: TrainingNoise
+    run: Path,
+    config: DiffusionConfig,
+    summary: RunSummary,
+    places: Sequence[str],
+    noise: TrainingNoise,
+    family: Family,
 ) -> str:
     """Markdown, with the fields at its head that the Hugging Face hub reads.
 
@@ -23,12 +29,13 @@ def model_card(
         summary: of the run.
         places: the PEFT folders there are.
         noise: what it was trained to predict, and over which schedule.
+        family: of the base.
     """
     method, base = _METHODS[config.adapter.method], config.base.path
     fields = {
         "base_model": base,
         "library_name": "diffusers",
-        "tags": ["stable-diffusion-xl", "text-to-image", "lowrank", config.adapter.method],
+        "tags": [family.tag, "text-to-image", "lowrank", config.adapter.method],
     }
     prompt = config.data.trigger or next(iter(config.sample.prompts), None)
     if prompt is not None:

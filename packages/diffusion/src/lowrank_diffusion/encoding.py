@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.errors import LowrankError
+from lowrank_diffusion.families import family_of
 from lowrank_diffusion.seeds import derive_seed
 
 
@@ -18,7 +19,7 @@ class Text:
     hidden: Tensor
     """`(tokens, width)`: both encoders' next-to-last layers side by side."""
     pooled: Tensor
-    """`(width of the second encoder's projection,)`."""
+    """`(width of the second encoder's projection,)`; `(0,)` where there is none."""
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Text":
         return Text(self.hidden.to(device, dtype), self.pooled.to(device, dtype))
@@ -32,26 +33,32 @@ class Text:
 
 
 class TextEncoders:
-    """Both text encoders with their tokenizers. What they give is what diffusers' SDXL pipeline gives its UNet."""
+    """The text encoders with their tokenizers. What they give is what diffusers' pipeline gives its UNet."""
 
     def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
         self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
 
     @staticmethod
     def of(pipeline: Any) -> "TextEncoders":
+        family = family_of(pipeline)
         return TextEncoders(
-            (pipeline.tokenizer, pipeline.tokenizer_2), (pipeline.text_encoder, pipeline.text_encoder_2)
+            [getattr(pipeline, name) for name in family.tokenizers],
+            [getattr(pipeline, name) for name in family.encoders],
         )
 
     def __call__(self, captions: Sequence[str]) -> Text:
         """Embed a batch; gradients flow to the encoders where they are enabled.
 
-        transformers pools the second encoder's text at its first end token.
+        transformers pools the second encoder's text at its first end token. Where there is one encoder, the text is its
+        last layer, as Stable Diffusion 1 has it, and the pooled text has no numbers.
         """
         outputs = [
             encoder(self._tokens(tokenizer, captions).to(_first(encoder).device), output_hidden_states=True)
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]
+        if len(outputs) == 1:
+            hidden = outputs[0].last_hidden_state
+            return Text(hidden, hidden.new_empty(len(hidden), 0))
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return Text(hidden, outputs[-1].text_embeds)
 

@@ -13,6 +13,7 @@ from lowrank_core.files.tensors import write_bytes
 from lowrank_diffusion.adapting import Adapters
 from lowrank_diffusion.card import model_card
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.families import Family
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.results import RunSummary
@@ -25,6 +26,7 @@ def write_outputs(
     material: Material,
     summary: RunSummary,
     noise: TrainingNoise,
+    family: Family,
     note: Callable[[str], None],
 ) -> None:
     """PEFT folders, the single file of ComfyUI and kohya's tools, the equal LoRA for diffusers, and the model card.
@@ -51,7 +53,7 @@ def write_outputs(
         )
     else:
         write(list(files.values()), run / f"{config.name}_lora.safetensors", "diffusers", layers, overwrite=True)
-    write_bytes(run / "README.md", model_card(run, config, summary, list(files), noise).encode())
+    write_bytes(run / "README.md", model_card(run, config, summary, list(files), noise, family).encode())
 
 
 def metadata(

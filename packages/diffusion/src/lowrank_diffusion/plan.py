@@ -12,9 +12,9 @@ from torch import nn
 from lowrank_core.costs.adapters import count_adapter
 from lowrank_core.costs.trace import ForwardCost, trace
 from lowrank_core.files.tensors import read_shapes
-from lowrank_diffusion import sdxl
+from lowrank_diffusion import families, sdxl
 from lowrank_diffusion.adapting import adapter_config
-from lowrank_diffusion.base_files import SDXL, base_folder, check_sdxl
+from lowrank_diffusion.base_files import SDXL, base_folder, check_base
 from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.outline import outlined
@@ -74,12 +74,12 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     folder = base_folder(described, None, note, "base.path" if single is None else "base.config") if local else None
     if folder is None:
         note(f"{described} is not looked at: its networks are taken for SDXL's own")
-        unet = _Network(*outlined("unet"), pixels=1024)
+        unet, family = _Network(*outlined("unet"), pixels=1024), families.SDXL
     else:
-        check_sdxl(folder, described, weights=single is None)
+        family = check_base(folder, described, weights=single is None)
         unet = _read(folder)
     reports = [count_adapter(unet.model, adapter_config(settings, settings.target))]
-    texts = [_text_model(folder, name) for name in ("text_encoder", "text_encoder_2")]
+    texts = [_text_model(folder, name) for name in family.encoders]
     if settings.text_encoders:
         reports += [count_adapter(text, adapter_config(settings, settings.text_target)) for text in texts]
     trained = sum(report.trainable_params for report in reports)

@@ -19,6 +19,7 @@ from lowrank_diffusion.checkpoint import load_checkpoint, run_digest, save_check
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.devices import make_accelerator
 from lowrank_diffusion.examples import Examples
+from lowrank_diffusion.families import family_of
 from lowrank_diffusion.folder import Metrics, begin, read_summary, write_summary
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.material import find_material
@@ -249,6 +250,7 @@ class _Run:
                     self.material,
                     summary,
                     self.noise,
+                    family_of(self.pipeline),
                     self.observer.note,
                 )
             # Last, since a run that has one is finished.

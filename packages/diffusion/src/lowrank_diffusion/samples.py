@@ -14,6 +14,7 @@ from lowrank_diffusion.adapting import Adapters
 from lowrank_diffusion.base import decoded
 from lowrank_diffusion.cached import CachedText
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.families import family_of
 from lowrank_diffusion.infer.schedulers import make_scheduler
 
 _GAP = 4
@@ -27,21 +28,12 @@ class Sampler:
     """
 
     def __init__(self, config: DiffusionConfig, pipeline: Any, adapters: Adapters, text: CachedText) -> None:
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
         self.config, self.adapters, self.vae, self._text = config, adapters, pipeline.vae, text
-        make: Any = StableDiffusionXLPipeline
+        family = family_of(pipeline)
         # Without the text encoders, which may have left the device: prompts come embedded.
-        self._pipeline = make(
-            vae=pipeline.vae,
-            text_encoder=None,
-            text_encoder_2=None,
-            tokenizer=pipeline.tokenizer,
-            tokenizer_2=pipeline.tokenizer_2,
-            unet=adapters.unet,
-            scheduler=make_scheduler(pipeline.scheduler, None, config.loss),
-            add_watermarker=False,
-        )
+        parts = dict.fromkeys(family.encoders) | {"unet": adapters.unet}
+        parts["scheduler"] = make_scheduler(pipeline.scheduler, None, config.loss)
+        self._pipeline = type(pipeline)(**{**pipeline.components, **family.options, **parts})
         self._pipeline.set_progress_bar_config(disable=True)
 
     @staticmethod
@@ -64,11 +56,11 @@ class Sampler:
                 for prompt in sample.prompts:
                     # An empty negative prompt is what a dropped caption was in training.
                     text = self._text([prompt, sample.negative or None]).to(unet.device, unet.dtype)
+                    pooled = {"pooled_prompt_embeds": text.pooled[:1], "negative_pooled_prompt_embeds": text.pooled[1:]}
                     latents = self._pipeline(
                         prompt_embeds=text.hidden[:1],
-                        pooled_prompt_embeds=text.pooled[:1],
                         negative_prompt_embeds=text.hidden[1:],
-                        negative_pooled_prompt_embeds=text.pooled[1:],
+                        **(pooled if text.pooled.numel() else {}),
                         height=side,
                         width=side,
                         num_inference_steps=sample.steps,

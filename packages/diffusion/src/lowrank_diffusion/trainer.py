@@ -192,7 +192,8 @@ class Trainer:
     def _predict(self, noisy: Tensor, times: Tensor, text: Text, time_ids: Tensor) -> Tensor:
         unet: Any = self.adapters.unet
         text = text.to(dtype=self.dtype)
-        added = {"text_embeds": text.pooled, "time_ids": time_ids}
+        # Without pooled text the UNet takes no sizes either.
+        added = {"text_embeds": text.pooled, "time_ids": time_ids} if text.pooled.numel() else None
         return unet(
             noisy.to(self.dtype), times, encoder_hidden_states=text.hidden, added_cond_kwargs=added, return_dict=False
         )[0]

@@ -18,7 +18,7 @@ from lowrank_core.files.kohya import CONFIGS_KEY, MODULES_KEY
 from lowrank_core.files.kron import wrapped_sides
 from lowrank_core.files.names import file_name
 from lowrank_core.files.peft_config import to_json
-from lowrank_core.files.sdxl import layers_per_block
+from lowrank_core.files.sdxl import is_sdxl, layers_per_block
 from lowrank_core.files.tensors import write_tensors
 
 _LEAVES = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_mid": "lora_mid.weight"}
@@ -38,7 +38,8 @@ def write_kohya(
 
     layers: the models' layers, where they are at hand; they say how many residual blocks a small U-Net has, and which
         kernels have one dimension.
-    block_names: `sgm` (kohya's, which every reader of SDXL files knows) or `diffusers`.
+    block_names: `sgm` (kohya's, which every reader of SDXL files knows) or `diffusers`, as it always is for Stable
+        Diffusion 1.
     metadata: entries to add to the usual ones, such as a title.
 
     Raises:
@@ -55,12 +56,13 @@ def kohya_tensors(
     """The tensors and the metadata of such a file."""
     tensors: dict[str, Tensor] = {}
     modules: dict[str, str] = {}
+    sdxl = all(is_sdxl((layers or {}).get("unet", file.modules)) for file in files if file.component == "unet")
     for file in files:
         _check(file)
         at_hand = (layers or {}).get(file.component)
         depth = layers_per_block(at_hand) if at_hand is not None else 2
         for name in file.modules:
-            flat = file_name(name, file.component, sgm=block_names == "sgm", layers=depth)
+            flat = file_name(name, file.component, sgm=sdxl and block_names == "sgm", layers=depth, alone=not sdxl)
             if flat in modules:
                 raise LowrankError(f"{name} and {modules[flat]} would both be called {flat}; write a PEFT folder")
             modules[flat] = name
@@ -68,7 +70,7 @@ def kohya_tensors(
             for leaf, tensor in _leaves(file, name, dimensions).items():
                 tensors[f"{flat}.{leaf}"] = tensor
     configs = {file.component: to_json(file.config) for file in files if not _beyond_peft(file)}
-    entries = {**_described(files, tensors), MODULES_KEY: json.dumps(modules)}
+    entries = {**_described(files, tensors, sdxl), MODULES_KEY: json.dumps(modules)}
     return tensors, {**entries, CONFIGS_KEY: json.dumps(configs)} if configs else entries
 
 
@@ -120,11 +122,11 @@ def _kernel_dimensions(factors: Mapping[str, Tensor]) -> int:
     return max((factors[key].dim() - 2 for key in shown if key in factors), default=0)
 
 
-def _described(files: Sequence[AdapterFile], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _described(files: Sequence[AdapterFile], tensors: Mapping[str, Tensor], sdxl: bool) -> dict[str, str]:
     """What sd-scripts and ComfyUI's model managers read, all strings."""
     first = files[0]
     config = first.config
-    is_sdxl = any(file.component in ("unet", "te2") for file in files)
+    named = any(file.component in ("unet", "te2") for file in files)
     arguments: dict[str, Any] = {"algo": config.method}
     if isinstance(config, LoKr):
         arguments |= {"factor": str(config.factor), "decompose_both": str(config.decompose_both)}
@@ -139,16 +141,18 @@ def _described(files: Sequence[AdapterFile], tensors: Mapping[str, Tensor]) -> d
         "ss_network_alpha": f"{config.scaling(config.rank, config.alpha) * config.rank:g}",
         "ss_network_args": json.dumps(arguments),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if is_sdxl else "diffusers",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
+        if named and sdxl
+        else "diffusers",
         "sshs_model_hash": _hash(tensors),
     }
-    if is_sdxl:
+    if named:
         entries |= {
             "ss_v2": "False",
-            "ss_base_model_version": "sdxl_base_v1-0",
-            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+            "ss_base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora" if sdxl else "stable-diffusion-v1/lora",
             "modelspec.prediction_type": "epsilon",
-            "modelspec.resolution": "1024x1024",
+            "modelspec.resolution": "1024x1024" if sdxl else "512x512",
         }
     given = {key: value for key, value in first.metadata.items() if key.startswith(("ss_", "modelspec."))}
     return {**entries, **{key: value for key, value in given.items() if key not in _OURS}}

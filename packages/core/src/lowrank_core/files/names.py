@@ -30,13 +30,14 @@ def with_text_level(name: str) -> str:
     return name if name.startswith(_TEXT_LEVEL) or not name.startswith("encoder.") else _TEXT_LEVEL + name
 
 
-def file_name(name: str, component: Component, *, sgm: bool = True, layers: int = 2) -> str:
-    """A module's name in a kohya file, prefix and all."""
+def file_name(name: str, component: Component, *, sgm: bool = True, layers: int = 2, alone: bool = False) -> str:
+    """A module's name in a kohya file, prefix and all; `alone` for the text encoder of a pipeline that has one."""
     if component == "unet" and sgm:
         name = to_sgm(name, layers)
     elif component in ("te1", "te2"):
         name = with_text_level(name)
-    return PREFIX_OF[component] + name.replace(".", "_")
+    prefix = "lora_te_" if alone and component == "te1" else PREFIX_OF[component]
+    return prefix + name.replace(".", "_")
 
 
 def split_prefix(module: str) -> tuple[Component, str] | None:

@@ -85,6 +85,11 @@ def text_layers() -> tuple[str, ...]:
     return ("text_projection", *(f"text_model.encoder.layers.{i}.{leaf}" for i in layers for leaf in leaves))
 
 
+def is_sdxl(names: Collection[str]) -> bool:
+    """Whether a U-Net with layers of these names may be SDXL's; that of Stable Diffusion 1 has a fourth resolution."""
+    return not any(name.startswith(("down_blocks.3.", "up_blocks.3.")) for name in names)
+
+
 def layers_per_block(names: Collection[str]) -> int:
     """How many residual blocks a U-Net with layers of these names has at each resolution going down; SDXL's 2 if none.
 

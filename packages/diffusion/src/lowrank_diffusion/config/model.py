@@ -12,7 +12,7 @@ class BaseConfig(Section):
 
     path: str = "tiny"
     """A diffusers folder, a hub id or a whole .safetensors file of an SDXL, or `tiny`, which is shipped with this
-    package."""
+    package; a folder or hub id may be of a Stable Diffusion 1 too."""
     config: str | None = None
     """For a file: the diffusers folder or hub id with its configurations and tokenizers; SDXL's own if not given."""
     vae: str | None = None
@@ -45,7 +45,7 @@ class AdapterSettings(Section):
     target_rank: PositiveInt | None = None
     """AdaLoRA: the mean rank at the end; half of `rank` when not given."""
     text_encoders: bool = False
-    """Train an adapter on both text encoders too."""
+    """Train an adapter on the text encoders too."""
     text_target: list[str] | str = ["q_proj", "k_proj", "v_proj", "out_proj"]
     init_from: str | None = None
     """Go on from the adapter in this PEFT folder or file."""

@@ -40,7 +40,9 @@ def apply(
     """
     held: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
     known: dict[Component, Any] = {
-        part: layers_of_model(getattr(pipeline, name)) for part, name in _NETWORKS.items() if part
+        part: layers_of_model(getattr(pipeline, name))
+        for part, name in _NETWORKS.items()
+        if part and name in pipeline.components
     }
     for number, source in enumerate(sources, 1):
         name = f"adapter{number}"
