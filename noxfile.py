@@ -1,4 +1,4 @@
-"""Sessions: tests, lint, types, benchmarks, docs, minimums. `uv run nox -s NAME` in the environment uv has made."""
+"""Sessions: tests, lint, types, coverage, audit, benchmarks, docs, minimums. `uv run nox -s NAME` in the environment uv has made."""
 
 import os
 
@@ -38,6 +38,19 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types: strictly in core and cli."""
     session.run("pyright")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run core's tests and list the lines of it that none of them reaches."""
+    cov = ("--cov=lowrank_core", "--cov-branch", "--cov-report=term-missing:skip-covered")
+    session.run("pytest", "tests/core", "tests/fuzz/test_adapter_files.py", "-q", "-n", "auto", "-m", "", *cov)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Ask the OSV database about every installed package."""
+    session.run("uv", "audit", external=True)
 
 
 @nox.session

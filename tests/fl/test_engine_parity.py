@@ -15,6 +15,8 @@ import pytest
 from test_run import Watcher
 
 from lowrank_core import LowrankError
+from lowrank_fl.flower.app.connection import environment
+from lowrank_fl.flower.app.trial import _free_ports, local_superlink
 from lowrank_fl.load import load_config
 from lowrank_fl.run import resume, run
 
@@ -126,6 +128,40 @@ def test_two_supernodes_give_the_bits_of_the_local_engine_and_leave_nothing_behi
     assert started() == []
     # And a finished run is left as it is.
     assert resume(tmp_path / "nodes", Watcher()) == [summary]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(shutil.which, ("openssl", "ssh-keygen"))), reason="makes keys with openssl, ssh-keygen")
+def test_a_superlink_with_registered_keys_refuses_other_nodes(tmp_path):
+    """A node with a registered key is taken, one without a key and one with a stranger's are not."""
+    secrets, home = tmp_path / "secrets", tmp_path / "home"
+    home.mkdir()
+    engine = load_config("quickstart", [*SMALL, *certificates_and_keys(secrets)], local_nodes=2).engine
+    engine = engine.model_copy(update={"local_nodes": 1, "node_keys": [str(secrets / "node-0")]})
+    with local_superlink(engine, home) as connection:
+        # Else a helper of the node holds its output open.
+        supernode = ["flower-supernode", "--superlink", connection.address, "--isolation", "process"]
+        supernode += ["--root-certificates", str(secrets / "ca.pem"), "--port"]
+        keys = ([], ["--auth-supernode-private-key", str(secrets / "node-1")])
+        others = [
+            subprocess.Popen(
+                [*supernode, str(port), *key],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment(home),
+            )
+            for port, key in zip(_free_ports(2), keys, strict=True)
+        ]
+        without, stranger = (other.communicate(timeout=120)[0] for other in others)
+        assert "All SuperNodes must be registered" in without
+        assert "Failed to activate SuperNode" in stranger
+        assert all(other.returncode for other in others)
+        deadline = time.monotonic() + 60
+        while "SuperNode ID" not in (home / "supernode-0.log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @pytest.mark.slow
