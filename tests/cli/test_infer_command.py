@@ -58,6 +58,7 @@ def test_classes_as_a_table(lowrank, federated):
     ("arguments", "code", "message"),
     [
         (("RUN", "--prompt", "a cat"), 2, "--prompt is for adapters, and this is a federated run"),
+        (("RUN", "--embedding", "a.safetensors"), 2, "--embedding is for adapters, and this is a federated run"),
         (("RUN",), 2, "a federated run classifies pictures; name some"),
         (("RUN", "gone.png"), 1, "there is no picture gone.png"),
         ((), 2, "infer takes an adapter: the folder of a run"),
@@ -85,7 +86,7 @@ def test_a_federated_run_that_has_not_finished(lowrank, tmp_path):
 def drawn(monkeypatch, tmp_path):
     """What `lowrank_diffusion.infer.run.infer` was asked for, in place of drawing."""
     import lowrank_diffusion.infer.run as module
-    from lowrank_diffusion.infer.recipe import UsedAdapter
+    from lowrank_diffusion.infer.recipe import UsedAdapter, UsedEmbedding
 
     asked = []
 
@@ -94,8 +95,9 @@ def drawn(monkeypatch, tmp_path):
         told.note("unet: adapters merged")
         told.drawn(1, 1)
         used = UsedAdapter("pets", 0.5, {"pets.safetensors": "ab"})
+        word = UsedEmbedding("<cat>", "pets_embedding.safetensors", "cd")
         grid = tmp_path / "grid.png" if request.grid else None
-        return module.Drawn(tmp_path, [tmp_path / "01-01-a-cat.png"], grid, "tiny", [used], {"unet": True})
+        return module.Drawn(tmp_path, [tmp_path / "01-01-a-cat.png"], grid, "tiny", [used], [word], {"unet": True})
 
     monkeypatch.setattr(module, "infer", infer)
     return asked
@@ -104,7 +106,7 @@ def drawn(monkeypatch, tmp_path):
 def test_options_reach_the_request(lowrank, drawn, tmp_path):
     options = "--prompt a --prompt b --negative c --weight 0.5 --weight -1 --base tiny --vae v --no-merge --seed 3"
     options += " --images 2 --size 64x32 --steps 4 --guidance 2.5 --scheduler euler-a --batch 2 --grid --device cpu"
-    options += " --precision bf16 --out new --quiet"
+    options += " --precision bf16 --out new --quiet --embedding cat.safetensors:<cat>"
     outcome = lowrank("infer", "one", "two", *options.split())
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines() == [str(tmp_path / "01-01-a-cat.png"), str(tmp_path / "grid.png")]
@@ -115,6 +117,7 @@ def test_options_reach_the_request(lowrank, drawn, tmp_path):
     assert (request.images, request.size, request.steps, request.guidance) == (2, "64x32", 4, 2.5)
     assert (request.scheduler, request.batch, request.grid, request.device) == ("euler-a", 2, True, "cpu")
     assert (request.precision, str(request.out)) == ("bf16", "new")
+    assert request.embeddings == ["cat.safetensors:<cat>"]
 
 
 def test_without_options_the_request_is_the_librarys_own(lowrank, drawn):
@@ -123,9 +126,10 @@ def test_without_options_the_request_is_the_librarys_own(lowrank, drawn):
     from lowrank_diffusion.infer.run import Request
 
     outcome = lowrank("infer", "one", "--prompt", "a", "--json")
-    assert drawn == [Request([Path("one")], ["a"], [])]
+    assert drawn == [Request([Path("one")], ["a"], [], [])]
     assert outcome.err == "unet: adapters merged\n"
     said = json.loads(outcome.out)
     assert [path.rsplit("/", 1)[-1] for path in said["images"]] == ["01-01-a-cat.png"]
     assert said["adapters"] == [{"name": "pets", "weight": 0.5, "files": {"pets.safetensors": "ab"}}]
+    assert said["embeddings"] == [{"word": "<cat>", "file": "pets_embedding.safetensors", "sha256": "cd"}]
     assert (said["base"], said["grid"], said["merged"]) == ("tiny", None, {"unet": True})

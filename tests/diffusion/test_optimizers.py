@@ -28,6 +28,8 @@ def test_groups_have_their_own_rates():
     assert all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
     assert len(build_optimizer(train(), unet).param_groups) == 1
     assert build_optimizer(train(lr=1e-3), unet, text).param_groups[1]["lr"] == 1e-3
+    word = build_optimizer(train(lr=1e-3), unet, text, word=factors(0.5), word_lr=1e-2).param_groups[2]
+    assert (word["lr"], word["weight_decay"]) == (1e-2, 0)
 
 
 PACKAGES = {
@@ -107,8 +109,10 @@ def test_prodigy_is_silent_and_gets_the_decay(monkeypatch, capsys):
 def test_prodigy_refuses_the_rates_of_other_optimizers():
     with pytest.raises(UsageError, match=r"multiplies it with train.lr, which is 0.0001; set train.lr: 1"):
         build_optimizer(train("prodigy"), factors(0.0))
-    with pytest.raises(UsageError, match=r"train.text_lr is 0.5 and train.lr 1; leave train.text_lr out"):
+    with pytest.raises(UsageError, match=r"train.text_lr is 0.5 and train.lr 1; set train.text_lr: 1"):
         build_optimizer(train("prodigy", lr=1, text_lr=0.5), factors(0.0), factors(0.0))
+    with pytest.raises(UsageError, match=r"pivotal.lr is 0.1 and train.lr 1; set pivotal.lr: 1"):
+        build_optimizer(train("prodigy", lr=1), factors(0.0), factors(0.0), word=factors(0.0), word_lr=0.1)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def test_what_costs_memory():
     assert planned("sdxl-loha", "train.offload=true").base_bytes < 300_000_000
     trained = planned("sdxl-loha", "cache.text=none", "adapter.text_encoders=true")
     assert trained.trainable_params > base.trainable_params
+    word = planned("sdxl-loha", "cache.text=none", "pivotal.token=<cat>", "pivotal.vectors=3")
+    assert word.trainable_params == base.trainable_params + 3 * (768 + 1280)
 
 
 @pytest.mark.slow

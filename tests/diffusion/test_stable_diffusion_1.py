@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lowrank_core import LowrankError
+from lowrank_core import LowrankError, UsageError
 from lowrank_core.files.tensors import read_tensors
 from lowrank_diffusion.base_files import check_base
 
@@ -132,6 +132,20 @@ def test_captions_that_are_cached_or_left_out(base, tmp_path):
     expected, empty = pipeline.encode_prompt("a house", "cpu", 1, True)
     assert torch.equal(text.hidden, torch.cat([expected, empty]))
     assert text.pooled.shape == (2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_word_of_its_own_is_for_sdxl(base):
+    from lowrank_diffusion.base import load_base
+    from lowrank_diffusion.load import load_config
+    from lowrank_diffusion.pivotal import new_word
+
+    config = load_config(None, ["pivotal.token=<pack>", "cache.text=none"])
+    with pytest.raises(
+        UsageError, match="token is for SDXL's two text encoders, and this base is Stable Diffusion 1; le"
+    ):
+        new_word(config, load_base(str(base), None, None, torch.float32, pytest.fail))
 
 
 @pytest.mark.slow

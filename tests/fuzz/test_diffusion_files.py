@@ -11,6 +11,7 @@ from mutations import damaged, json_files, jsonl_files, safetensors_files, yaml_
 from PIL import Image
 
 from lowrank_cli.inferring import is_federated
+from lowrank_core.files.tensors import write_tensors
 from lowrank_diffusion.base_files import check_base
 from lowrank_diffusion.caches import DiskCache
 from lowrank_diffusion.checkpoint import (
@@ -23,6 +24,7 @@ from lowrank_diffusion.checkpoint import (
 from lowrank_diffusion.config import DataConfig
 from lowrank_diffusion.data.sources import find_pictures
 from lowrank_diffusion.folder import Metrics, read_summary
+from lowrank_diffusion.infer.embeddings import embeddings_of
 from lowrank_diffusion.infer.sources import base_of, sources_of
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.results import RunSummary, StepRow
@@ -49,6 +51,7 @@ def run(tmp_path_factory):
     state = named_state(optimizer.state_dict(), ["a"]) | {"rank_allocator": {"masks": [[True]], "step": 3}}
     save_checkpoint(folder, "digest", Checkpoint(2, {"unet/a": parameter.detach()}, state, {}), 1)
     DiskCache(folder / "cache", print).put(KEY, {"mean": torch.ones(1, 4, 2, 2), "std": torch.ones(1, 4, 2, 2)})
+    write_tensors(folder / "word.safetensors", {"clip_l": torch.ones(2, 4), "clip_g": torch.ones(2, 6)}, {})
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
     (folder / "model_index.json").write_text(
@@ -98,6 +101,16 @@ def test_caches(run):
         return cache.has(KEY), cache.get(KEY)
 
     fuzz(run, name, safetensors_files((run / name).read_bytes()), read)
+
+
+def test_embeddings_of_words(run):
+    file = (run / "word.safetensors").read_bytes()
+    fuzz(
+        run,
+        "word.safetensors",
+        safetensors_files(file),
+        lambda folder: embeddings_of([], [str(folder / "word.safetensors")])[0].word.tokens,
+    )
 
 
 ROWS = [{"file_name": "a.png", "text": "a house"}, {"file_name": "b.png", "text": "a tree"}]

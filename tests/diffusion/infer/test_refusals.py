@@ -74,6 +74,33 @@ def test_files_that_are_no_adapter_are_refused_before_a_base_is_loaded(ask, tmp_
     assert str(tmp_path / name) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["gone.safetensors"], "there is no file"),
+        (["word.safetensors:two words"], "'two words' is no word for embeddings: it has a space or a comma"),
+        (
+            ["word.safetensors", "again.safetensors:<BAG>"],
+            "both bring the word <bag>; leave one out, or give it another",
+        ),
+        (["word.safetensors:<bag>_1", "again.safetensors:<bag>"], "both bring the word <bag>_1"),
+        (
+            ["half.safetensors"],
+            "as many rows, at most 75, of clip_l and of clip_g: it has clip_l [2, 48]; give another",
+        ),
+        (["long.safetensors"], "it has clip_g [76, 80], clip_l [76, 48]; give another file"),
+        (["uneven.safetensors"], "it has clip_g [1, 80], clip_l [2, 48]; give another file"),
+    ],
+)
+def test_embeddings_that_cannot_be_meant(ask, tmp_path, asked, message):
+    save_file({"clip_l": torch.ones(2, 48)}, tmp_path / "half.safetensors")
+    for name, first, second in (("word", 2, 2), ("again", 2, 2), ("long", 76, 76), ("uneven", 2, 1)):
+        tensors = {"clip_l": torch.ones(first, 48), "clip_g": torch.ones(second, 80)}
+        save_file(tensors, tmp_path / f"{name}.safetensors", {"modelspec.trigger_phrase": "<bag>"})
+    with pytest.raises(LowrankError, match=re.escape(message)):
+        ask(embeddings=[str(tmp_path / each) for each in asked])
+
+
 def make_run(folder, **values):
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "adapter_config.json").write_text("{}")
@@ -167,6 +194,19 @@ def test_adapters_that_do_not_fit_the_base(made, draw, tmp_path, change, message
         draw(path)
     assert str(path) in str(caught.value)
     assert not list(tmp_path.glob("out-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_embeddings_that_do_not_fit_the_base(draw, tmp_path):
+    for name, width in (("wide", 768), ("red", 48)):
+        save_file({"clip_l": torch.ones(2, width), "clip_g": torch.ones(2, 80)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(
+        LowrankError, match=r"768 wide as clip_l, and the base's are 48 wide; give one that was trained"
+    ):
+        draw(embeddings=[str(tmp_path / "wide.safetensors")])
+    with pytest.raises(UsageError, match=r"bring the word red, .* name another, as --embedding FILE:<red>"):
+        draw(embeddings=[str(tmp_path / "red.safetensors")])
 
 
 @pytest.mark.slow

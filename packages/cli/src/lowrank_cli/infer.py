@@ -28,6 +28,15 @@ def infer(
             rich_help_panel=_DRAWING,
         ),
     ] = [],  # noqa: B006
+    embedding: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE[:WORD]",
+            help="Embeddings of a word that prompts then may have; repeat for more; a run brings its own.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
+    ] = [],  # noqa: B006
     base: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +160,8 @@ def infer(
     from lowrank_cli import inferring
 
     if paths and inferring.is_federated(paths[0]):
-        inferring.check_for_adapters({"--prompt": prompt, "--weight": weight, "--base": base, "--out": out})
+        given = {"--prompt": prompt, "--weight": weight, "--embedding": embedding, "--base": base, "--out": out}
+        inferring.check_for_adapters(given)
         inferring.classify(paths[0], paths[1:], top=top, client=client, device=device, as_json=as_json, quiet=quiet)
         return
     if client is not None:
@@ -165,6 +175,7 @@ def infer(
             adapters=paths,
             prompts=prompt,
             weights=weight,
+            embeddings=embedding,
             base=base,
             config=base_config,
             vae=vae,

@@ -90,6 +90,7 @@ def draw(request: "Request", *, as_json: bool, quiet: bool) -> None:
                     "out": str(result.out),
                     "base": result.base,
                     "adapters": [dataclasses.asdict(adapter) for adapter in result.adapters],
+                    "embeddings": [dataclasses.asdict(embedding) for embedding in result.embeddings],
                     "merged": result.merged,
                 }
             )

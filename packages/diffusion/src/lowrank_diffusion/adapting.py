@@ -17,6 +17,7 @@ from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files import load
 from lowrank_diffusion.config import AdapterSettings, DiffusionConfig
+from lowrank_diffusion.pivotal import NewWord, new_word
 from lowrank_diffusion.seeds import derive_seed
 
 PLACES = {"unet": "unet", "text_encoder_one": "text_encoder", "text_encoder_two": "text_encoder_2"}
@@ -54,10 +55,13 @@ def final_rank(settings: AdapterSettings) -> int:
 def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], None]) -> "Adapters":
     """Adapters on the UNet and, if asked for, on the text encoders, drawn from the run's seed; all else is frozen.
 
+    A new word comes beside them where `pivotal` has one.
+
     Raises:
         LowrankError: `adapter.init_from` cannot be read or is for another model.
-        UsageError: targets that match nothing, or an adapter to go on from of another method.
+        UsageError: targets that match nothing, an adapter to go on from of another method, or what `new_word` raises.
     """
+    word = new_word(config, pipeline)
     settings = config.adapter
     places = list(PLACES) if settings.text_encoders else ["unet"]
     # Stable Diffusion 1 has one text encoder.
@@ -70,7 +74,7 @@ def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], N
                 inject(network, wanted)
             else:
                 _go_on_from(settings.init_from, place, network, wanted, note)
-    return Adapters(networks)
+    return Adapters(networks, word)
 
 
 def _go_on_from(
@@ -92,10 +96,10 @@ def _go_on_from(
 
 
 class Adapters:
-    """What is trained: the networks that carry adapters, by `PLACES`."""
+    """What is trained: the networks that carry adapters, by `PLACES`, and a word beside them, if there is one."""
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self.networks = dict(networks)
+    def __init__(self, networks: Mapping[str, nn.Module], word: NewWord | None = None) -> None:
+        self.networks, self.word = dict(networks), word
 
     @property
     def unet(self) -> nn.Module:
@@ -110,13 +114,17 @@ class Adapters:
         return trainable_parameters(self.networks[place])
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything trained, as `<place>.<name in the network>`."""
+        """Everything trained, as `<place>.<name in the network>` and `word.<encoder>`."""
         return {
             f"{place}.{name}": parameter
             for place, network in self.networks.items()
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
-        }
+        } | {f"word.{part}": vectors for part, vectors in self._vectors.items()}
+
+    @property
+    def _vectors(self) -> Mapping[str, nn.Parameter]:
+        return {} if self.word is None else self.word.vectors
 
     def rate_factors(self, patterns: Mapping[str, float]) -> dict[nn.Parameter, float]:
         """What `train.lr_pattern` multiplies each parameter's rate with; layers are named as `<place>.<layer>`.
@@ -164,12 +172,12 @@ class Adapters:
         return adapt_ranks(optimizer, nn.ModuleDict(self.networks), steps, config)
 
     def state(self) -> dict[str, Tensor]:
-        """All factors, as `<place>/<layer>.<factor>`, detached and not copied."""
+        """All factors, as `<place>/<layer>.<factor>`, and a word's vectors, `word/<encoder>`; detached, not copied."""
         return {
             f"{place}/{name}": tensor
             for place, network in self.networks.items()
             for name, tensor in state_dict_of(network).items()
-        }
+        } | {f"word/{part}": vectors.detach() for part, vectors in self._vectors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill the adapters with what `state` gave.
@@ -180,6 +188,11 @@ class Adapters:
         for place, network in self.networks.items():
             own = {name.removeprefix(f"{place}/"): t for name, t in tensors.items() if name.startswith(f"{place}/")}
             load_state_dict_into(network, own)
+        for part, vectors in self._vectors.items():
+            found = tensors.get(f"word/{part}")
+            if found is None or found.shape != vectors.shape:
+                raise LowrankError(f"the checkpoint has no {part} for the word {self.word}; start the run again")
+            vectors.data.copy_(found)
 
     def train(self, mode: bool) -> None:
         """Dropout on or off."""

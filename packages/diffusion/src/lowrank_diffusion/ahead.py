@@ -15,6 +15,7 @@ from lowrank_diffusion.families import SDXL, family_of
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.results import Observer
 from lowrank_diffusion.samples import Sampler
+from lowrank_diffusion.words import Word
 
 
 def encoded_ahead(
@@ -22,19 +23,21 @@ def encoded_ahead(
     pipeline: Any,
     accelerator: Any,
     runs: Sequence[tuple[DiffusionConfig, Material]],
+    words: Sequence[Word],
     observer: Observer,
 ) -> tuple[list[CachedLatents], CachedText]:
     """Latents of each of `runs` and the text of all, computed where they are cached.
 
-    Networks whose answers are cached then leave the device; the others stay on it.
+    Networks whose answers are cached then leave the device; the others stay on it, as `words`, which captions may have,
+    do.
 
     Raises:
         LowrankError: a picture cannot be read, or its latents are not finite.
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-    encoders = TextEncoders.of(pipeline)
-    for encoder in encoders.encoders:
-        encoder.to(accelerator.device)
+    encoders = TextEncoders.of(pipeline, words)
+    for network in (*encoders.encoders, *encoders.words):
+        network.to(accelerator.device)
     captions = [
         caption for each, material in runs for caption in Captions(each.data, each.seed).all_of(material.captions)
     ]

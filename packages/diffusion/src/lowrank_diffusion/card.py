@@ -9,6 +9,7 @@ from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.families import Family
 from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.results import RunSummary
+from lowrank_diffusion.words import PARTS, word_file
 
 _METHODS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "adalora": "AdaLoRA"}
 
@@ -37,7 +38,7 @@ def model_card(
         "library_name": "diffusers",
         "tags": [family.tag, "text-to-image", "lowrank", config.adapter.method],
     }
-    prompt = config.data.trigger or next(iter(config.sample.prompts), None)
+    prompt = config.data.trigger or config.pivotal.token or next(iter(config.sample.prompts), None)
     if prompt is not None:
         fields["instance_prompt"] = prompt
     sections = [
@@ -97,4 +98,29 @@ def _files(config: DiffusionConfig, places: Sequence[str]) -> str:
     if config.adapter.method != "lokr":
         lines.append(f"- `{name}_lora.safetensors`: the equal plain LoRA, for diffusers.")
         lines.append(f'\n```python\npipeline.load_lora_weights(".", weight_name="{name}_lora.safetensors")\n```')
+    if config.pivotal.token is not None:
+        lines += _word(word_file(name), config.pivotal.token.lower())
     return "\n".join(lines) + "\n"
+
+
+def _word(file: str, word: str) -> list[str]:
+    loads = [
+        f'pipeline.load_textual_inversion(vectors["{part}"], token="{word}", tokenizer=pipeline.tokenizer{end}, '
+        f"text_encoder=pipeline.text_encoder{end})"
+        for part, end in zip(PARTS, ("", "_2"), strict=True)
+    ]
+    return [
+        f"\n- `{file}`: the embeddings of the word `{word}` for both text encoders, trained with the files above. In "
+        f"prompts ComfyUI has the word as `embedding:{Path(file).stem}`, A1111 as `{Path(file).stem}`, the file's name "
+        "in their folder of embeddings; diffusers as it is spelled here, in lower case:",
+        "\n".join(
+            [
+                "\n```python",
+                "from safetensors.torch import load_file\n",
+                f'vectors = load_file("{file}")',
+                *loads,
+                "# Text is pooled at its end token, which SDXL's own configuration has wrong.",
+                "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id\n```",
+            ]
+        ),
+    ]

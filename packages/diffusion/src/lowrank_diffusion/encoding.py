@@ -10,6 +10,7 @@ from torch import Tensor
 from lowrank_core.errors import LowrankError
 from lowrank_diffusion.families import family_of
 from lowrank_diffusion.seeds import derive_seed
+from lowrank_diffusion.words import PARTS, Reader, Word
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,21 @@ class Text:
 class TextEncoders:
     """The text encoders with their tokenizers. What they give is what diffusers' pipeline gives its UNet."""
 
-    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
-        self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any], words: Sequence[Word] = ()) -> None:
+        self.encoders, self.words = tuple(encoders), tuple(words)
+        self._readers = [
+            Reader(tokenizer, encoder, part, self.words)
+            for tokenizer, encoder, part in zip(tokenizers, encoders, PARTS[: len(encoders)], strict=True)
+        ]
 
     @staticmethod
-    def of(pipeline: Any) -> "TextEncoders":
+    def of(pipeline: Any, words: Sequence[Word] = ()) -> "TextEncoders":
+        """Those of a pipeline, which read `words` besides."""
         family = family_of(pipeline)
         return TextEncoders(
             [getattr(pipeline, name) for name in family.tokenizers],
             [getattr(pipeline, name) for name in family.encoders],
+            words,
         )
 
     def __call__(self, captions: Sequence[str]) -> Text:
@@ -52,10 +59,7 @@ class TextEncoders:
         transformers pools the second encoder's text at its first end token. Where there is one encoder, the text is its
         last layer, as Stable Diffusion 1 has it, and the pooled text has no numbers.
         """
-        outputs = [
-            encoder(self._tokens(tokenizer, captions).to(_first(encoder).device), output_hidden_states=True)
-            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
-        ]
+        outputs = [reader(captions) for reader in self._readers]
         if len(outputs) == 1:
             hidden = outputs[0].last_hidden_state
             return Text(hidden, hidden.new_empty(len(hidden), 0))
@@ -64,29 +68,7 @@ class TextEncoders:
 
     def too_long(self, captions: Sequence[str]) -> list[str]:
         """The captions of which an encoder reads only the beginning."""
-        return [
-            caption
-            for caption in captions
-            if any(
-                len(tokenizer(caption, verbose=False).input_ids) > tokenizer.model_max_length
-                for tokenizer in self.tokenizers
-            )
-        ]
-
-    @staticmethod
-    def _tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-        return tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-
-
-def _first(encoder: Any) -> Tensor:
-    # DistributedDataParallel has no attribute for its device.
-    return next(encoder.parameters())
+        return [caption for caption in captions if any(reader.is_too_long(caption) for reader in self._readers)]
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,13 @@ def build_optimizer(
     unet: Iterable[Parameter],
     text: Iterable[Parameter] = (),
     factors: Mapping[Parameter, float] | None = None,
+    word: Iterable[Parameter] = (),
+    word_lr: float = 0.0,
 ) -> Optimizer:
     """The configured optimizer: a group for the UNet's parameters and, if there are any, one for the text encoders'.
 
-    Where `factors` multiplies the rates of some, they are in groups of their own.
+    Where `factors` multiplies the rates of some, they are in groups of their own. So are the embeddings of a `word`,
+    which no weight decay draws to zero.
 
     Adafactor (Shazeer and Stern, 2018) is transformers', with the configured rate itself: torch's multiplies the rate
     with each tensor's size, and factors that start at zero would hardly move. Prodigy (Mishchenko and Defazio, 2023)
@@ -38,9 +41,14 @@ def build_optimizer(
     """
     text = list(text)
     groups: list[dict[str, Any]] = [{"params": list(unet), "lr": train.lr}]
+    rates = dict[str, float]()
     if text:
-        groups.append({"params": text, "lr": train.text_lr or train.lr})
+        rates["train.text_lr"] = train.text_lr or train.lr
+        groups.append({"params": text, "lr": rates["train.text_lr"]})
     groups = [part for group in groups for part in _by_rate(group, factors or {})]
+    if embeddings := list(word):
+        rates["pivotal.lr"] = word_lr
+        groups.append({"params": embeddings, "lr": word_lr, "weight_decay": 0.0})
     decay = train.weight_decay
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=decay)
@@ -55,7 +63,7 @@ def build_optimizer(
     if train.optimizer == "schedulefree":
         make = _installed("schedulefree", "schedulefree", train.optimizer).AdamWScheduleFree
         return make(groups, weight_decay=decay)
-    return _prodigy(groups, train)
+    return _prodigy(groups, train, rates)
 
 
 def _by_rate(group: dict[str, Any], factors: Mapping[Parameter, float]) -> list[dict[str, Any]]:
@@ -66,7 +74,7 @@ def _by_rate(group: dict[str, Any], factors: Mapping[Parameter, float]) -> list[
     return [{"params": parts[factor], "lr": group["lr"] * factor} for factor in sorted(parts, key=lambda f: f != 1)]
 
 
-def _prodigy(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
+def _prodigy(groups: list[dict[str, Any]], train: TrainConfig, rates: Mapping[str, float]) -> Optimizer:
     if train.lr < _LEAST_PRODIGY_RATE:
         raise UsageError(
             f"prodigy finds the learning rate itself and multiplies it with train.lr, which is {train.lr:g}; "
@@ -74,11 +82,12 @@ def _prodigy(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
         )
     if train.lr_pattern:
         raise UsageError("prodigy has one rate for all parameters; leave train.lr_pattern out")
-    if len(groups) > 1 and groups[0]["lr"] != groups[1]["lr"]:
-        raise UsageError(
-            f"prodigy has one rate for all parameters, but train.text_lr is {train.text_lr:g} and "
-            f"train.lr {train.lr:g}; leave train.text_lr out"
-        )
+    for key, rate in rates.items():
+        if rate != train.lr:
+            raise UsageError(
+                f"prodigy has one rate for all parameters, but {key} is {rate:g} and train.lr {train.lr:g}; "
+                f"set {key}: {train.lr:g}"
+            )
     make = _installed("prodigyopt", "prodigyopt", train.optimizer).Prodigy
     # It prints, and standard output belongs to results.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -9,7 +9,7 @@ from pathlib import Path
 from lowrank_core.files import adapter_file_of, write
 from lowrank_core.files.bundle import Component, Layers
 from lowrank_core.files.model import layers_of_model
-from lowrank_core.files.tensors import write_bytes
+from lowrank_core.files.tensors import write_bytes, write_tensors
 from lowrank_diffusion.adapting import Adapters
 from lowrank_diffusion.card import model_card
 from lowrank_diffusion.config import DiffusionConfig
@@ -17,6 +17,7 @@ from lowrank_diffusion.families import Family
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.results import RunSummary
+from lowrank_diffusion.words import word_file
 
 
 def write_outputs(
@@ -30,6 +31,8 @@ def write_outputs(
     note: Callable[[str], None],
 ) -> None:
     """PEFT folders, the single file of ComfyUI and kohya's tools, the equal LoRA for diffusers, and the model card.
+
+    A word's embeddings are a file of their own, which ComfyUI and A1111 read as an SDXL embedding.
 
     Each file is replaced whole.
 
@@ -53,6 +56,11 @@ def write_outputs(
         )
     else:
         write(list(files.values()), run / f"{config.name}_lora.safetensors", "diffusers", layers, overwrite=True)
+    if adapters.word is not None:
+        said = {key: value for key, value in about.items() if key.startswith("modelspec.")}
+        said |= {"modelspec.architecture": "stable-diffusion-xl-v1-base/textual-inversion"}
+        said |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.trigger_phrase": adapters.word.text}
+        write_tensors(run / word_file(config.name), adapters.word.vectors, said)
     write_bytes(run / "README.md", model_card(run, config, summary, list(files), noise, family).encode())
 
 
@@ -61,12 +69,13 @@ def metadata(
 ) -> Mapping[str, str]:
     """What kohya's tools, ComfyUI's and A1111's model managers show of a file, beside what its format needs."""
     train, data = config.train, config.data
+    trigger = data.trigger or config.pivotal.token
     captions = Counter(material.pictures[number].caption for number in material.trained)
     entries: dict[str, object] = {
         "modelspec.title": config.name,
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
         "modelspec.prediction_type": "v" if noise.prediction == "v_prediction" else "epsilon",
-        **({} if data.trigger is None else {"modelspec.trigger_phrase": data.trigger}),
+        **({} if trigger is None else {"modelspec.trigger_phrase": trigger}),
         "ss_output_name": config.name,
         "ss_sd_model_name": config.base.path,
         "ss_resolution": f"({data.resolution}, {data.resolution})",

@@ -83,6 +83,8 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     if settings.text_encoders:
         reports += [count_adapter(text, adapter_config(settings, settings.text_target)) for text in texts]
     trained = sum(report.trainable_params for report in reports)
+    if config.pivotal.token is not None:
+        trained += config.pivotal.vectors * sum(map(_embedding_width, texts))
     kept = texts if config.cache.text == "none" else []
     base_bytes = sum(_held(text, train.precision, "none") for text in kept)
     base_bytes += _held(unet.model, train.precision, config.base.quantize)
@@ -146,6 +148,10 @@ def _text_model(folder: Path | None, name: str) -> nn.Module:
     from lowrank_diffusion.folders import blank_from_config
 
     return blank_from_config(str(folder / name), lambda _: None).model
+
+
+def _embedding_width(text: nn.Module) -> int:
+    return next(module.embedding_dim for module in text.modules() if isinstance(module, nn.Embedding))
 
 
 def _vae_bytes(base: Path | SingleFile | None, precision: str) -> int:

@@ -26,6 +26,7 @@ from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
 from lowrank_diffusion.offloading import Offloaded
 from lowrank_diffusion.outputs import write_outputs
+from lowrank_diffusion.pivotal import check_captions
 from lowrank_diffusion.prior import prior_run
 from lowrank_diffusion.quantizing import bitsandbytes, quantize
 from lowrank_diffusion.results import Observer, RunStart, RunSummary, Silent, StepRow
@@ -125,6 +126,7 @@ class _Run:
         if config.base.quantize != "none":
             bitsandbytes()  # Before anything is fetched.
         self.material = find_material(config, self.global_batch, observer.note)
+        check_captions(config, self.material.captions)
         self.pipeline: Any = load_base(
             config.base.path,
             config.base.vae,
@@ -141,7 +143,8 @@ class _Run:
         checkpoint = load_checkpoint(folder, self.digest)
         self.adapters = put_adapters(self.pipeline, config, observer.note)
         self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
-        latents, text = encoded_ahead(config, self.pipeline, accelerator, runs, observer)
+        words = [] if self.adapters.word is None else [self.adapters.word]
+        latents, text = encoded_ahead(config, self.pipeline, accelerator, runs, words, observer)
         # Only now, when what is cached has left the device.
         if config.base.quantize != "none":
             quantize(self.pipeline.unet, config.base.quantize, accelerator.device)
@@ -215,6 +218,8 @@ class _Run:
         with ExitStack() as switched_off:
             for network in self.adapters.networks.values():
                 switched_off.enter_context(disable(network))
+            if self.adapters.word is not None:
+                switched_off.enter_context(self.adapters.word.silenced())
             return self.trainer.validation_loss()
 
     def _sample(self) -> None:

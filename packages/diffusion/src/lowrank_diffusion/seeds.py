@@ -19,6 +19,7 @@ Purpose = Literal[
     "adapter",
     "dropout",
     "prior",
+    "pivotal",
 ]
 _PURPOSES: dict[Purpose, int] = {
     "order": 0,
@@ -35,6 +36,7 @@ _PURPOSES: dict[Purpose, int] = {
     "adapter": 11,
     "dropout": 12,
     "prior": 13,
+    "pivotal": 14,
 }
 
 

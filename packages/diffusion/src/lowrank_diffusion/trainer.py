@@ -65,7 +65,14 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.dtype = next(p.dtype for p in adapters.unet.parameters() if not p.requires_grad)
         texts = [parameter for place in adapters.text_places for parameter in adapters.parameters(place)]
-        plain = build_optimizer(train, adapters.parameters("unet"), texts, adapters.rate_factors(train.lr_pattern))
+        plain = build_optimizer(
+            train,
+            adapters.parameters("unet"),
+            texts,
+            adapters.rate_factors(train.lr_pattern),
+            word=[] if adapters.word is None else adapters.word.parameters(),
+            word_lr=config.pivotal.lr,
+        )
         self.allocator = adapters.adapt_ranks(plain, config.adapter, train.steps)
         self.schedule = build_schedule(train, plain)
         self.optimizer = accelerator.prepare(plain)
@@ -159,7 +166,9 @@ class Trainer:
         return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
     def _step(self, stop: Callable[[], bool]) -> tuple[float, int, bool]:
-        train, accelerator = self.config.train, self.accelerator
+        train, accelerator, word = self.config.train, self.accelerator, self.adapters.word
+        if word is not None:
+            word.begin(self.step)
         total = torch.zeros((), device=self.device)
         for places in self._forwards:
             for examples, weight in self._kinds:
@@ -177,6 +186,8 @@ class Trainer:
         self.optimizer.step()
         if train.scale_weight_norms is not None:
             self.adapters.limit_norms(train.scale_weight_norms)
+        if word is not None:
+            word.end()
         self.schedule.step()
         self.averages.step()
         self.optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from lowrank_diffusion.config.data import DataConfig, PriorConfig
 from lowrank_diffusion.config.loss import LossConfig
 from lowrank_diffusion.config.model import AdapterSettings, BaseConfig
+from lowrank_diffusion.config.pivotal import PivotalConfig
 from lowrank_diffusion.config.run import DiffusionConfig
 from lowrank_diffusion.config.train import CacheConfig, TrainConfig
 from lowrank_diffusion.config.watching import SampleConfig, TrackConfig
@@ -14,6 +15,7 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "LossConfig",
+    "PivotalConfig",
     "PriorConfig",
     "SampleConfig",
     "TrackConfig",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from lowrank_diffusion.config.data import DataConfig, PriorConfig
 from lowrank_diffusion.config.loss import LossConfig
 from lowrank_diffusion.config.model import AdapterSettings, BaseConfig
+from lowrank_diffusion.config.pivotal import PivotalConfig
 from lowrank_diffusion.config.section import Section
 from lowrank_diffusion.config.train import CacheConfig, TrainConfig
 from lowrank_diffusion.config.watching import SampleConfig, TrackConfig
@@ -21,6 +22,7 @@ class DiffusionConfig(Section):
     base: BaseConfig = BaseConfig()
     data: DataConfig = DataConfig()
     adapter: AdapterSettings = AdapterSettings()
+    pivotal: PivotalConfig = PivotalConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     prior: PriorConfig = PriorConfig()
@@ -32,6 +34,8 @@ class DiffusionConfig(Section):
     def _text_is_trained_or_cached(self) -> "DiffusionConfig":
         if self.adapter.text_encoders and self.cache.text != "none":
             raise ValueError("adapter.text_encoders trains what cache.text would keep; set cache.text: none")
+        if self.pivotal.token is not None and self.cache.text != "none":
+            raise ValueError("pivotal.token trains what cache.text would keep; set cache.text: none")
         return self
 
     @model_validator(mode="after")
@@ -55,6 +59,11 @@ class DiffusionConfig(Section):
             raise ValueError(
                 "train.optimizer: schedulefree keeps points of its own, which train.scale_weight_norms cannot reach; "
                 "leave that out"
+            )
+        if free and self.pivotal.token is not None and self.pivotal.hold_spread:
+            raise ValueError(
+                "train.optimizer: schedulefree keeps points of its own, which pivotal.hold_spread cannot reach; set "
+                "pivotal.hold_spread: 0"
             )
         if (free or averaged) and self.adapter.method == "adalora":
             raise ValueError(

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowrank_core.errors import LowrankError
+from lowrank_diffusion.encoding import TextEncoders
 from lowrank_diffusion.seeds import derive_seed
 
 
@@ -40,6 +41,7 @@ def draw(
     steps: int,
     guidance: float,
     batch: int,
+    encoders: TextEncoders | None = None,
 ) -> Iterator[tuple[Shot, Image.Image]]:
     """Pictures, as they are done.
 
@@ -55,6 +57,7 @@ def draw(
         steps: of the scheduler.
         guidance: the scale; 1 and below does without.
         batch: how many pictures are drawn at once.
+        encoders: SDXL's, with words that prompts may have; None leaves prompts to the pipeline.
 
     Raises:
         LowrankError: a picture comes out as NaN, or memory does not suffice.
@@ -68,8 +71,7 @@ def draw(
         generators = [torch.Generator().manual_seed(shot.noise_seed(seed)) for shot in part]
         try:
             latents: Tensor = pipeline(
-                prompt=[shot.prompt for shot in part],
-                negative_prompt=None if negative is None else [negative] * len(part),
+                **_told([shot.prompt for shot in part], negative, encoders),
                 latents=_noise(pipeline, generators, width, height),
                 generator=generators,
                 width=width,
@@ -86,6 +88,19 @@ def draw(
                 "lower --batch or --size, or take --precision bf16"
             ) from None
         yield from zip(part, pictures, strict=True)
+
+
+def _told(prompts: list[str], negative: str | None, encoders: TextEncoders | None) -> dict[str, Any]:
+    """What the pipeline is told, embedded where there are encoders; it knows itself what no negative prompt is."""
+    others = None if negative is None else [negative] * len(prompts)
+    if encoders is None:
+        return {"prompt": prompts, "negative_prompt": others}
+    text = encoders(prompts)
+    told = {"prompt_embeds": text.hidden, "pooled_prompt_embeds": text.pooled}
+    if others is not None:
+        other = encoders(others)
+        told |= {"negative_prompt_embeds": other.hidden, "negative_pooled_prompt_embeds": other.pooled}
+    return told
 
 
 def _noise(pipeline: Any, generators: Sequence[torch.Generator], width: int, height: int) -> Tensor:

@@ -28,6 +28,15 @@ class UsedAdapter:
 
 
 @dataclass(frozen=True)
+class UsedEmbedding:
+    """A word of prompts, and the name and SHA-256 of the file of its embeddings."""
+
+    word: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All it takes to make the picture again: the same adapters, on the same base, with these values."""
 
@@ -48,6 +57,7 @@ class Recipe:
     base: str
     vae: str | None
     adapters: Sequence[UsedAdapter]
+    embeddings: Sequence[UsedEmbedding]
     merged: Mapping[str, bool]
     """By network."""
     precision: str

@@ -12,7 +12,8 @@ import torch
 
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_diffusion.infer.drawing import draw, shots_of
-from lowrank_diffusion.infer.recipe import Recipe, UsedAdapter, save_grid, save_picture, versions
+from lowrank_diffusion.infer.embeddings import check_words, embeddings_of
+from lowrank_diffusion.infer.recipe import Recipe, UsedAdapter, UsedEmbedding, save_grid, save_picture, versions
 from lowrank_diffusion.infer.schedulers import check_scheduler, make_scheduler, title_of
 from lowrank_diffusion.infer.sources import Source, base_of, sources_of
 
@@ -26,6 +27,8 @@ class Request:
     adapters: Sequence[Path]
     prompts: Sequence[str]
     weights: Sequence[float] = ()
+    embeddings: Sequence[str] = ()
+    """Files of words' embeddings, `FILE` or `FILE:WORD`."""
     base: str | None = None
     config: str | None = None
     vae: str | None = None
@@ -54,6 +57,7 @@ class Drawn:
     grid: Path | None
     base: str
     adapters: Sequence[UsedAdapter]
+    embeddings: Sequence[UsedEmbedding]
     merged: dict[str, bool]
     """By network that has adapters."""
 
@@ -74,7 +78,8 @@ def infer(request: Request, told: Told) -> Drawn:
         LowrankError: adapters or a base that cannot be read or do not fit each other, a folder that holds files
             already, a picture that comes out as NaN, a full disk.
     """
-    sources = sources_of(request.adapters, request.weights)
+    sources = sources_of(request.adapters, request.weights, or_none=bool(request.embeddings))
+    embeddings = embeddings_of(sources, request.embeddings)
     _check(request)
     base = base_of(sources, request.base, request.vae, request.config)
     asked = None if request.size is None else size_of(request.size)
@@ -84,6 +89,7 @@ def infer(request: Request, told: Told) -> Drawn:
 
     # diffusers takes ten seconds to import.
     from lowrank_diffusion.base import load_base
+    from lowrank_diffusion.encoding import TextEncoders
     from lowrank_diffusion.infer.applying import apply
     from lowrank_diffusion.samples import grid
 
@@ -99,10 +105,15 @@ def infer(request: Request, told: Told) -> Drawn:
         config_option="base.config" if request.base is None else "--base-config",
     )
     pipeline.to(device)
+    words = check_words(pipeline, embeddings)
+    encoders = TextEncoders.of(pipeline, words) if words else None
+    if encoders and (long := encoders.too_long([*request.prompts, request.negative or ""])):
+        told.note(f"{len(long)} prompts are too long, and only their beginning is read, such as: {long[0]}")
     merged = apply(pipeline, sources, request.merged, told.note)
     pipeline.scheduler = make_scheduler(pipeline.scheduler, request.scheduler, base)
     width, height = asked or _usual_size(pipeline, sources)
     adapters = [UsedAdapter.of(source) for source in sources]
+    used = [UsedEmbedding(each.word.text, each.path.name, each.digest) for each in embeddings]
 
     shots = shots_of(request.prompts, request.images)
     pictures, recipes, files = [], list[Recipe](), list[Path]()
@@ -115,6 +126,7 @@ def infer(request: Request, told: Told) -> Drawn:
         steps=request.steps,
         guidance=request.guidance,
         batch=request.batch,
+        encoders=encoders,
     )
     for shot, picture in drawing:
         recipe = Recipe(
@@ -132,6 +144,7 @@ def infer(request: Request, told: Told) -> Drawn:
             base=_shown(base.path),
             vae=None if base.vae is None else _shown(base.vae),
             adapters=adapters,
+            embeddings=used,
             merged=merged,
             precision=precision,
             versions=versions(),
@@ -146,7 +159,7 @@ def infer(request: Request, told: Told) -> Drawn:
     if request.grid:
         sheet = out / "grid.png"
         save_grid(sheet, grid(pictures, request.images if len(request.prompts) > 1 else None), recipes)
-    return Drawn(out, files, sheet, base.path, adapters, merged)
+    return Drawn(out, files, sheet, base.path, adapters, used, merged)
 
 
 def _check(request: Request) -> None:

@@ -12,6 +12,7 @@ from lowrank_core.files.peft import COMPONENT_OF_FOLDER, CONFIG_NAME
 from lowrank_core.files.tensors import check_readable
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.load import load_config
+from lowrank_diffusion.words import word_file
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Source:
         if self.run is not None:
             return self.run.name
         return self.path.resolve().name if self.path.is_dir() else self.path.stem
+
+    @property
+    def embedding(self) -> Path | None:
+        """The file of the word that the run trained beside the adapter, if it did."""
+        if self.run is None or self.run.pivotal.token is None:
+            return None
+        return self.path / word_file(self.run.name)
 
     def files(self) -> list[Path]:
         """The files that the adapter is read from."""
@@ -52,18 +60,19 @@ class Source:
         return digests
 
 
-def sources_of(paths: Sequence[Path], weights: Sequence[float] = ()) -> list[Source]:
+def sources_of(paths: Sequence[Path], weights: Sequence[float] = (), *, or_none: bool = False) -> list[Source]:
     """The adapters at these paths, checked as far as can be before a base is loaded.
 
     Args:
         paths: run folders, PEFT folders, diffengine's step folders, or single files.
         weights: one for each path; 1 each if there are none.
+        or_none: no paths are fine.
 
     Raises:
         UsageError: no paths, or not as many weights as paths.
         LowrankError: a path that does not exist, a run that has no adapter yet, a file that is no safetensors.
     """
-    if not paths:
+    if not paths and not or_none:
         raise UsageError("infer takes an adapter: the folder of a run, a PEFT folder or a .safetensors file")
     if weights and len(weights) != len(paths):
         raise UsageError(
