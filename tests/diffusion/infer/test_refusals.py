@@ -228,8 +228,8 @@ def test_a_base_that_is_missing_or_no_sdxl(draw, tmp_path):
     with pytest.raises(LowrankError, match=r"--vae is .*/gone, and there is no such folder"):
         draw("lora-unet", vae=str(tmp_path / "gone"))
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(LowrankError, match="adapters are trained for SDXL; give an SDXL as --base"):
+    (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(LowrankError, match="adapters are trained for SDXL and Stable Diffusion 1; give one as --base"):
         draw("lora-unet", base=str(tmp_path / "other"))
     make_run(tmp_path / "run", base={"path": str(tmp_path / "gone")})
     with pytest.raises(LowrankError, match=r"base.path is .*/gone, which is no folder that exists"):
