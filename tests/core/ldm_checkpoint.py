@@ -1,4 +1,6 @@
-"""An SDXL as one file in its authors' layout: what diffusers reads with `from_single_file`, written the other way.
+"""An SDXL or Stable Diffusion 1 as one file in its authors' layout.
+
+It is what diffusers reads with `from_single_file`, written the other way.
 
 Sources: Stability-AI/generative-models, sgm/modules/diffusionmodules/openaimodel.py and model.py (`Encoder`, `Decoder`)
 and sgm/modules/encoders/modules.py; mlfoundations/open_clip, src/open_clip/transformer.py, for the larger text encoder.
@@ -50,13 +52,16 @@ def save_ldm(pipeline: Any, path: Path, metadata: Mapping[str, str] | None = Non
     """Write the networks of diffusers' pipeline as one file; `more` are tensors beside them, such as `v_pred`."""
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(pipeline.unet)}
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in _vae(pipeline.vae)}
-    first = "conditioner.embedders.0.transformer.text_model."
+    two = "text_encoder_2" in pipeline.components
+    first = ("conditioner.embedders.0" if two else "cond_stage_model") + ".transformer.text_model."
     tensors |= {first + name.removeprefix("text_model."): t for name, t in pipeline.text_encoder.state_dict().items()}
-    tensors |= {f"conditioner.embedders.1.model.{name}": t for name, t in _open_clip(pipeline.text_encoder_2)}
-    # What SDXL's file holds besides, and diffusers' networks do not.
+    # What these files hold besides, and diffusers' networks do not.
     tensors[f"{first}embeddings.position_ids"] = torch.arange(77)[None]
-    tensors["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
-    tensors["denoiser.sigmas"] = torch.ones(1000)
+    tensors["alphas_cumprod"] = torch.ones(1000)
+    if two:
+        open_clip = _open_clip(pipeline.text_encoder_2)
+        tensors |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in open_clip}
+        tensors["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
     tensors = {name: tensor.contiguous() for name, tensor in (tensors | more).items()}
     save_file(tensors, path, {"format": "pt", **(metadata or {})})
     return path
@@ -64,9 +69,12 @@ def save_ldm(pipeline: Any, path: Path, metadata: Mapping[str, str] | None = Non
 
 def _unet(unet: Any) -> Iterator[tuple[str, Tensor]]:
     config, own = unet.config, unet.state_dict()
-    depths = (0, *config.transformer_layers_per_block[1:])
-    text, added = config.cross_attention_dim, config.projection_class_embeddings_input_dim
-    names = {layer.diffusers: layer.ldm for layer in unet_layers(config.block_out_channels, depths, text, added)}
+    kinds, blocks = config.down_block_types, config.transformer_layers_per_block
+    blocks = (blocks,) * len(kinds) if isinstance(blocks, int) else blocks
+    depths = tuple(depth if "CrossAttn" in kind else 0 for kind, depth in zip(kinds, blocks, strict=True))
+    text, added = config.cross_attention_dim, config.projection_class_embeddings_input_dim or 0
+    layers = unet_layers(config.block_out_channels, depths, text, added, middle=blocks[-1])
+    names = {layer.diffusers: layer.ldm for layer in layers}
     for diffusers, ldm in list(names.items()):
         for end, (theirs, norm, ours, our_norm) in _NORMS.items():
             if diffusers.endswith(end):

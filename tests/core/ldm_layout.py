@@ -27,17 +27,20 @@ def unet_layers(
     text: int = 2048,
     added: int = 2816,
     layers: int = 2,
+    middle: int | None = None,
 ) -> Iterator[Layer]:
     """The linear layers and convolutions.
 
     channels, depths: width and transformer blocks of each resolution. text, added: widths of the text's states and of
-    the added conditions. layers: residual blocks of each resolution going down.
+    the added conditions. layers: residual blocks of each resolution going down. middle: the transformer
+    blocks there, if not the last resolution's; Stable Diffusion 1 has 1, after (1, 1, 1, 0), and no added conditions.
     """
     first, last = 4 * channels[0], len(channels) - 1
     yield Layer("time_embed.0", "time_embedding.linear_1", (first, channels[0]))
     yield Layer("time_embed.2", "time_embedding.linear_2", (first, first))
-    yield Layer("label_emb.0.0", "add_embedding.linear_1", (first, added))
-    yield Layer("label_emb.0.2", "add_embedding.linear_2", (first, first))
+    if added:
+        yield Layer("label_emb.0.0", "add_embedding.linear_1", (first, added))
+        yield Layer("label_emb.0.2", "add_embedding.linear_2", (first, first))
     yield Layer("input_blocks.0.0", "conv_in", (channels[0], 4, 3, 3))
     built, width, skips = 1, channels[0], [channels[0]]
     for level, (wide, depth) in enumerate(zip(channels, depths, strict=True)):
@@ -53,7 +56,9 @@ def unet_layers(
             built += 1
             skips.append(wide)
     yield from _residual("middle_block.0", "mid_block.resnets.0", width, width, first)
-    yield from _transformer("middle_block.1", "mid_block.attentions.0", width, depths[-1], text)
+    yield from _transformer(
+        "middle_block.1", "mid_block.attentions.0", width, depths[-1] if middle is None else middle, text
+    )
     yield from _residual("middle_block.2", "mid_block.resnets.1", width, width, first)
     built = 0
     for level, (wide, depth) in enumerate(zip(reversed(channels), reversed(depths), strict=True)):

@@ -12,11 +12,14 @@ from safetensors.torch import save_file
 from lowrank_core import LowrankError
 from lowrank_core.files.tensors import read_tensors
 from lowrank_diffusion.base import load_base
-from lowrank_diffusion.base_files import SDXL, base_folder, config_folder, identity_of
+from lowrank_diffusion.base_files import base_folder, config_folder, identity_of
 from lowrank_diffusion.config import BaseConfig
+from lowrank_diffusion.families import SD1
+from lowrank_diffusion.families import SDXL as FAMILY
 from lowrank_diffusion.load import load_config
-from lowrank_diffusion.single_file import PREFIXES, Learned, read_single_file, single_file
+from lowrank_diffusion.single_file import Learned, read_single_file, single_file
 
+SDXL, PREFIXES = FAMILY.repository, FAMILY.prefixes
 TINY = base_folder("tiny", None, print)
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 V_ZERO = Learned("v_prediction", True, ("its tensor v_pred", "its tensor ztsnr"))
@@ -64,10 +67,6 @@ def test_what_a_file_says_that_it_predicts(tmp_path, names, metadata, learned):
         ),
         ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "is an adapter"),
         ("lycoris_mid_block_attentions_0_proj_in.hada_w1_a", "is an adapter"),
-        (
-            "cond_stage_model.transformer.text_model.final_layer_norm.weight",
-            "is a Stable Diffusion 1, and adapters are",
-        ),
         (
             "cond_stage_model.model.ln_final.weight",
             "is a Stable Diffusion 2, and adapters are trained for SDXL; give an",
@@ -123,15 +122,19 @@ def test_configurations_come_from_the_hub_without_weights(tmp_path, monkeypatch)
     with pytest.raises(
         LowrankError, match=rf"those of {SDXL} cannot be fetched .*\(no network\); give the diffusers fold"
     ):
-        config_folder(None, None, notes.append)
+        config_folder(None, FAMILY, None, notes.append)
     assert notes == [
         f"fetching the configurations and tokenizers of {SDXL}, a few MB, unless they are in the hub's cache"
     ]
     without_weights = shutil.copytree(TINY, tmp_path / "c", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert config_folder(str(without_weights), None, pytest.fail) == without_weights
+    assert config_folder(str(without_weights), FAMILY, None, pytest.fail) == without_weights
+    with pytest.raises(
+        LowrankError, match="is of SDXL, and the file is of Stable Diffusion 1; give such a one as base"
+    ):
+        config_folder("tiny", SD1, None, pytest.fail)
     shutil.rmtree(without_weights / "tokenizer_2")
     with pytest.raises(LowrankError, match="lacks tokenizer_2"):
-        config_folder(str(without_weights), None, pytest.fail)
+        config_folder(str(without_weights), FAMILY, None, pytest.fail)
 
 
 def test_a_file_is_told_apart_from_others(tmp_path):

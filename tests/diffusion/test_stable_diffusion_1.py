@@ -150,6 +150,29 @@ def test_a_word_of_its_own_is_for_sdxl(base):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+def test_one_file_is_the_folder_to_the_bit(base, tmp_path):
+    from ldm_checkpoint import save_ldm
+
+    from lowrank_diffusion.base import load_base
+
+    folder = load_base(str(base), None, None, torch.float32, pytest.fail)
+    path, notes = save_ldm(folder, tmp_path / "m.safetensors", v_pred=torch.empty(0)), []
+    file = load_base(str(path), None, None, torch.float32, notes.append, config=str(base))
+    assert notes == [f"{path} predicts v, as its tensor v_pred says"]
+    for name in ("unet", "vae", "text_encoder"):
+        expected, found = (getattr(pipeline, name).state_dict() for pipeline in (folder, file))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    assert type(file.scheduler) is type(folder.scheduler)
+    assert file.scheduler.config.prediction_type == "v_prediction"
+    with pytest.raises(
+        LowrankError, match="tiny is of SDXL, and the file is of Stable Diffusion 1; give such a one as"
+    ):
+        load_base(str(path), None, None, torch.float32, print, config="tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_stable_diffusion_2_is_named(base):
     unet = base / "unet" / "config.json"
     kept = unet.read_text()

@@ -61,8 +61,9 @@ def load_base(
     file = single_file(path)
     learned, family = None, SDXL
     if file is not None:
-        learned = read_single_file(file, has_vae=vae is None, option=option).learned
-        folder = config_folder(config, revision, note, config_option)
+        held = read_single_file(file, has_vae=vae is None, option=option)
+        learned, family = held.learned, held.family
+        folder = config_folder(config, family, revision, note, config_option)
     else:
         folder = base_folder(path, revision, note, option)
         family = check_base(folder, path, option)
@@ -77,12 +78,12 @@ def load_base(
             if file is None:
                 pipeline: Any = _load_folder(folder, family, own_vae, dtype, for_vae)
             else:
-                pipeline = load_single_file(file, folder, own_vae, dtype, for_vae)
+                pipeline = load_single_file(file, family, folder, own_vae, dtype, for_vae)
     # The libraries raise errors of every kind for files that are missing, cut off or of another model.
     except Exception as error:
         whole = f"the folder of a whole {family.name}, saved as safetensors by diffusers"
         if file is not None:
-            whole = f"the file of a whole SDXL, and as {config_option} a folder with its configuration"
+            whole = f"the file of a whole {family.name}, and as {config_option} a folder with its configuration"
         raise LowrankError(f"the base model {path} cannot be loaded ({reason(error)}); give {whole}") from error
     if learned is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, None, learned)

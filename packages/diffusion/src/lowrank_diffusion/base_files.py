@@ -8,15 +8,12 @@ from typing import Any
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.parsing import parse_json
-from lowrank_diffusion import families
 from lowrank_diffusion.config import BaseConfig
-from lowrank_diffusion.families import Family, family_named
+from lowrank_diffusion.families import SD1, SDXL, Family, family_named
 from lowrank_diffusion.identity import source_identity
-from lowrank_diffusion.single_file import single_file
+from lowrank_diffusion.single_file import read_single_file, single_file
 
 Note = Callable[[str], None]
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-"""Whose configuration and tokenizers single files have, if nothing else is said."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TINY = Path(str(files("lowrank_diffusion") / "tiny" / "weights"))
 
@@ -46,20 +43,23 @@ def base_folder(path: str, revision: str | None, note: Note, option: str = "base
         ) from error
 
 
-def config_folder(config: str | None, revision: str | None, note: Note, option: str = "base.config") -> Path:
+def config_folder(
+    config: str | None, family: Family, revision: str | None, note: Note, option: str = "base.config"
+) -> Path:
     """Where the configurations and tokenizers lie that a single file is read with; weights are not fetched.
 
     Args:
-        config: a diffusers folder, a hub id or `tiny`; None is SDXL's own on the hub.
+        config: a diffusers folder, a hub id or `tiny`; None is the family's own on the hub.
+        family: of the file.
         revision: of the hub's repository.
         note: told of a download.
         option: what the user gave `config` by.
 
     Raises:
-        LowrankError: nowhere, or they are no SDXL's.
+        LowrankError: nowhere, or they are another family's.
     """
-    source = config or SDXL
-    folder = _local(source, option, "the diffusers folder of an SDXL")
+    source = config or family.repository
+    folder = _local(source, option, f"the diffusers folder of a whole {family.name}")
     if folder is None:
         note(f"fetching the configurations and tokenizers of {source}, a few MB, unless they are in the hub's cache")
         from huggingface_hub import snapshot_download
@@ -70,10 +70,14 @@ def config_folder(config: str | None, revision: str | None, note: Note, option: 
         except Exception as error:
             raise LowrankError(
                 f"a single file holds neither configurations nor tokenizers, and those of {source} cannot be fetched "
-                f"from the Hugging Face hub ({reason(error)}); give the diffusers folder of an SDXL as {option}"
+                f"from the Hugging Face hub ({reason(error)}); give the diffusers folder of a whole {family.name} as "
+                f"{option}"
             ) from error
-    if check_base(folder, source, option, weights=False) is not families.SDXL:
-        raise LowrankError(f"{source} is no SDXL, which single files are; give the diffusers folder of one as {option}")
+    found = check_base(folder, source, option, weights=False)
+    if found is not family:
+        raise LowrankError(
+            f"{source} is of {found.name}, and the file is of {family.name}; give such a one as {option}"
+        )
     return folder
 
 
@@ -86,7 +90,9 @@ def _local(path: str, option: str, wanted: str) -> Path | None:
         return folder
     if folder.is_file() or not HUB_ID.fullmatch(path):
         found = "a file" if folder.is_file() else "no folder that exists"
-        raise LowrankError(f"{option} is {path}, which is {found}; give {wanted}, a hub id such as {SDXL}, or tiny")
+        raise LowrankError(
+            f"{option} is {path}, which is {found}; give {wanted}, a hub id such as {SDXL.repository}, or tiny"
+        )
     return None
 
 
@@ -102,7 +108,10 @@ def identity_of(base: BaseConfig, parts: Sequence[str]) -> dict[str, Any]:
     if own_vae is not None and single_file(own_vae) is None:
         return source_identity(_expanded(own_vae))
     file = single_file(own_vae or base.path)
-    configured = (base.config or SDXL) if single_file(base.path) else base.path
+    whole = single_file(base.path)
+    configured = base.path
+    if whole is not None:
+        configured = base.config or read_single_file(whole, has_vae=False).family.repository
     identity = source_identity(_expanded(configured), base.revision, parts)
     return identity if file is None else {**source_identity(str(file)), "configuration": identity}
 
@@ -139,7 +148,7 @@ def check_base(folder: Path, path: str, option: str = "base.path", *, weights: b
         raise LowrankError(
             f"{path} is a {kind}, and adapters are trained for SDXL and Stable Diffusion 1; give one as {option}"
         )
-    if family is families.SD1 and _text_width(folder) == 1024:
+    if family is SD1 and _text_width(folder) == 1024:
         raise LowrankError(f"{path} is a Stable Diffusion 2, which is not trained here; give an SDXL as {option}")
     if lacking := [part for part in family.parts if not (folder / part).is_dir()]:
         raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole {family.name}")

@@ -10,7 +10,8 @@ class Family:
     """One kind of model.
 
     name: as people know it. pipeline: diffusers' class. encoders: its text encoders, each with a tokenizer beside it.
-    tag: how the hub calls it. options: of the pipeline, when it is loaded or put together.
+    tag: how the hub calls it. options: of the pipeline, when it is loaded or put together. prefixes: how the names of
+    each network begin in a single file of the whole. repository: on the hub, whose configurations such files have.
     """
 
     name: str
@@ -18,6 +19,8 @@ class Family:
     encoders: tuple[str, ...]
     tag: str
     options: Mapping[str, Any]
+    prefixes: Mapping[str, str]
+    repository: str
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -39,6 +42,13 @@ SDXL = Family(
     ("text_encoder", "text_encoder_2"),
     "stable-diffusion-xl",
     {"add_watermarker": False},
+    {
+        "unet": "model.diffusion_model.",
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+        "vae": "first_stage_model.",
+    },
+    "stabilityai/stable-diffusion-xl-base-1.0",
 )
 SD1 = Family(
     "Stable Diffusion 1",
@@ -46,6 +56,12 @@ SD1 = Family(
     ("text_encoder",),
     "stable-diffusion",
     {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    {
+        "unet": "model.diffusion_model.",
+        "text_encoder": "cond_stage_model.transformer.",
+        "vae": "first_stage_model.",
+    },
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
 )
 """Its UNet reads the last layer of its one encoder, and neither pooled text nor sizes."""
 

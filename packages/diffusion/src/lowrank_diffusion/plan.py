@@ -12,14 +12,15 @@ from torch import nn
 from lowrank_core.costs.adapters import count_adapter
 from lowrank_core.costs.trace import ForwardCost, trace
 from lowrank_core.files.tensors import read_shapes
-from lowrank_diffusion import families, sdxl
+from lowrank_diffusion import sdxl
 from lowrank_diffusion.adapting import adapter_config
-from lowrank_diffusion.base_files import SDXL, base_folder, check_base
+from lowrank_diffusion.base_files import base_folder, check_base
 from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.families import SDXL
 from lowrank_diffusion.outline import outlined
 from lowrank_diffusion.quantizing import Kind, bytes_of
-from lowrank_diffusion.single_file import PREFIXES, SingleFile, read_single_file, single_file
+from lowrank_diffusion.single_file import SingleFile, read_single_file, single_file
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1, "lion": 4, "schedulefree": 8}
@@ -69,12 +70,12 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     train, settings = config.train, config.adapter
     file = single_file(config.base.path)
     single = None if file is None else read_single_file(file, has_vae=config.base.vae is None)
-    described = config.base.path if single is None else config.base.config or SDXL
+    described = config.base.path if single is None else config.base.config or single.family.repository
     local = described == "tiny" or Path(described).expanduser().exists()
     folder = base_folder(described, None, note, "base.path" if single is None else "base.config") if local else None
     if folder is None:
         note(f"{described} is not looked at: its networks are taken for SDXL's own")
-        unet, family = _Network(*outlined("unet"), pixels=1024), families.SDXL
+        unet, family = _Network(*outlined("unet"), pixels=1024), SDXL if single is None else single.family
     else:
         family = check_base(folder, described, weights=single is None)
         unet = _read(folder)
@@ -160,7 +161,7 @@ def _vae_bytes(base: Path | SingleFile | None, precision: str) -> int:
         numbers = sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
     else:
         held = {} if base is None else base.shapes
-        numbers = sum(math.prod(shape) for name, shape in held.items() if name.startswith(PREFIXES["vae"]))
+        numbers = sum(math.prod(shape) for name, shape in held.items() if name.startswith(SDXL.prefixes["vae"]))
     return (numbers or 83_653_863) * (2 if precision == "bf16" else 4)  # or SDXL's
 
 

@@ -1,11 +1,12 @@
-"""A whole SDXL in one file, as ComfyUI and A1111 have it: what it is, what it says of itself, how it is loaded.
+"""A whole model in one file, as ComfyUI and A1111 have it: what it is, what it says of itself, how it is loaded.
 
-Its tensors stand under the names of SDXL's authors, which diffusers turns into its own. Of sizes and tokenizers it says
+Its tensors stand under their authors' names, which diffusers turns into its own. Of sizes and tokenizers it says
 nothing, so these come from a diffusers folder.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,21 +14,13 @@ import torch
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.tensors import open_tensors
+from lowrank_diffusion.families import SD1, SDXL, Family
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-    "vae": "first_stage_model.",
-}
-"""How the names of each network begin."""
 _OTHERS = {
-    "cond_stage_model.transformer.": "a Stable Diffusion 1",
     "cond_stage_model.model.": "a Stable Diffusion 2",
     "conditioner.embedders.0.model.": "SDXL's refiner",
     "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3",
@@ -55,7 +48,7 @@ class Learned:
 class SingleFile:
     """A checked file: the shapes of its tensors by name, and what it says of its predictions."""
 
-    path: Path
+    family: Family
     shapes: Mapping[str, tuple[int, ...]]
     learned: Learned
 
@@ -76,27 +69,28 @@ def read_single_file(path: Path, *, has_vae: bool = True, option: str = "base.pa
         option: what the user gave it by, for what errors say.
 
     Raises:
-        LowrankError: it is missing, a pickle, cut off, an adapter, another model than SDXL, or lacks a network.
+        LowrankError: it is missing, a pickle, cut off, an adapter, of no family that is known, or lacks a network.
     """
     with open_tensors(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         metadata = dict(file.metadata() or {})
     if any(factor in name for name in shapes for factor in _FACTORS):
-        raise LowrankError(f"{path} is an adapter, and {option} takes the model below it; give a whole SDXL")
+        raise LowrankError(f"{path} is an adapter, and {option} takes the model below it; give a whole model")
     others = (what for start, what in _OTHERS.items() if any(name.startswith(start) for name in shapes))
     if (other := next(others, None)) or shapes.get(_FIRST, (0, 4))[1:2] != (4,):
         other = other or "a model for inpainting"
         raise LowrankError(f"{path} is {other}, and adapters are trained for SDXL; give an SDXL as {option}")
+    family = SD1 if any(name.startswith(SD1.prefixes["text_encoder"]) for name in shapes) else SDXL
     lacking = [
         part
-        for part, start in PREFIXES.items()
+        for part, start in family.prefixes.items()
         if (has_vae or part != "vae") and not any(name.startswith(start) for name in shapes)
     ]
     if lacking == ["vae"]:
         raise LowrankError(f"{path} holds no VAE; give one as base.vae (--vae)")
     if lacking:
-        raise LowrankError(f"{path} lacks SDXL's {', '.join(lacking)}; give the file of a whole SDXL")
-    return SingleFile(path, shapes, _learned(shapes, metadata))
+        raise LowrankError(f"{path} lacks {family.name}'s {', '.join(lacking)}; give the file of a whole {family.name}")
+    return SingleFile(family, shapes, _learned(shapes, metadata))
 
 
 def _learned(shapes: Mapping[str, Any], metadata: Mapping[str, str]) -> Learned:
@@ -124,26 +118,23 @@ _SPEC, _KOHYA_V, _KOHYA_ZERO = "modelspec.prediction_type", "ss_v_parameterizati
 
 
 def load_single_file(
-    path: Path, folder: Path, vae: "AutoencoderKL | None", dtype: torch.dtype, vae_dtype: torch.dtype
-) -> "StableDiffusionXLPipeline":
+    path: Path, family: Family, folder: Path, vae: "AutoencoderKL | None", dtype: torch.dtype, vae_dtype: torch.dtype
+) -> Any:
     """The pipeline of a checked file, with configurations, tokenizers and scheduler of a diffusers folder.
 
     Raises:
         ValueError: tensors are missing; and what diffusers raises where shapes do not go together.
     """
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-    make: Any = StableDiffusionXLPipeline.from_single_file
-    pipeline = make(
+    pipeline: Any = getattr(import_module("diffusers"), family.pipeline).from_single_file(
         str(path),
         config=str(folder),
         vae=vae or load_single_vae(path, folder, vae_dtype),
         dtype=dtype,
         local_files_only=True,
-        add_watermarker=False,
+        **family.options,
     )
-    for network in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
-        _check_filled(network)
+    for name in family.networks:
+        _check_filled(getattr(pipeline, name))
     return pipeline
 
 

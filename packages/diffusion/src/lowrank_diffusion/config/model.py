@@ -11,10 +11,11 @@ class BaseConfig(Section):
     """What is fine-tuned."""
 
     path: str = "tiny"
-    """A diffusers folder, a hub id or a whole .safetensors file of an SDXL, or `tiny`, which is shipped with this
-    package; a folder or hub id may be of a Stable Diffusion 1 too."""
+    """A diffusers folder, a hub id or a whole .safetensors file of an SDXL or Stable Diffusion 1, or `tiny`, which is
+    shipped with this package."""
     config: str | None = None
-    """For a file: the diffusers folder or hub id with its configurations and tokenizers; SDXL's own if not given."""
+    """For a file: the diffusers folder or hub id with its configurations and tokenizers; those of SDXL or
+    Stable Diffusion 1.5 on the hub if not given."""
     vae: str | None = None
     """A VAE of its own, as folder, file or hub id; SDXL's is not fit for fp16."""
     revision: str | None = None
