@@ -30,7 +30,7 @@ def test_use_in_diffusers(tmp_path):
     from lowrank_cli.main import main
 
     with pytest.raises(SystemExit):
-        main(["diffusion", "train", "-o", "train.steps=3", "-o", "sample.prompts=[]", "--out", str(tmp_path / "run")])
+        main(["diffusion", "train", "-o", "train.steps=3", "-o", "train.lr=0.01", "--out", str(tmp_path / "run")])
     printed = said("use_in_diffusers.py", str(tmp_path / "run"))
     apart = [float(found) for found in re.findall(r": (\S+) apart from ours", printed)]
     assert len(apart) == 2
