@@ -26,6 +26,7 @@ def test_library():
     assert float(re.search(r"PEFT computes the same from the file, to (\S+)", printed)[1]) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_use_in_diffusers(tmp_path):
     from lowrank_cli.main import main
 
