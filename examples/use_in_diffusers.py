@@ -32,7 +32,7 @@ def main(run: Path, prompt: str) -> None:
     theirs.load_lora_weights(str(run), weight_name=plain.name)
     with_peft.unet = PeftModel.from_pretrained(with_peft.unet, str(run / "unet"))
     picture = drawn(ours)
-    print(f"the adapter changes a pixel by {np.abs(picture - without).mean():.3f} on average, of 1")
+    print(f"the adapter changes a pixel by {np.abs(picture - without).mean():.4f} on average, of 1")
     print(f"diffusers, the plain LoRA: {np.abs(drawn(theirs) - picture).max():.0e} apart from ours at most")
     print(f"PEFT, the LoHa itself: {np.abs(drawn(with_peft) - picture).max():.0e} apart from ours at most")
 

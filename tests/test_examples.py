@@ -36,7 +36,7 @@ def test_use_in_diffusers(tmp_path):
     apart = [float(found) for found in re.findall(r": (\S+) apart from ours", printed)]
     assert len(apart) == 2
     assert max(apart) < 1e-3
-    assert float(re.search(r"by (\S+) on average", printed)[1]) > 1e-3
+    assert float(re.search(r"by (\S+) on average", printed)[1]) > 0
 
 
 def test_flower_app():
