@@ -11,7 +11,8 @@ BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_examples_run_one_after_the_other_and_print_what_the_page_says(page, capsys):
+def test_python_examples_run_one_after_the_other_and_print_what_the_page_says(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     for code, output in BLOCK.findall(page.read_text(encoding="utf-8")):
         exec(compile(code, str(page), "exec"), scope)
@@ -43,3 +44,10 @@ def test_every_configuration_key_is_documented():
         keys = getattr(field.annotation, "model_fields", {})
         for key in keys or ([name] if name != "sweep" else []):
             assert re.search(rf"\b{key}\b", page), f"{name}.{key}"
+
+
+def test_what_is_said_of_other_trainers_names_tests_that_are_there():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "trainers.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
