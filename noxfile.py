@@ -1,4 +1,4 @@
-"""Sessions: tests, lint, types, coverage, audit, benchmarks, docs, minimums. `uv run nox -s NAME` where uv has put them."""
+"""Sessions: tests, lint, types, coverage, audit, benchmarks, docs, minimums; `uv run nox -s NAME`."""
 
 import os
 
