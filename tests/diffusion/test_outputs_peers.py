@@ -121,7 +121,9 @@ def test_lycoris_reads_the_kohya_file_and_gives_the_same(trained, base):
 
 
 def test_diffusers_loads_the_equal_lora_and_draws_the_same(trained, base, tmp_path):
-    from lowrank_diffusion.infer.run import Request, Told, infer
+    from lowrank_diffusion.infer.request import Request
+    from lowrank_diffusion.infer.run import infer
+    from lowrank_diffusion.infer.studio import Told
     from lowrank_diffusion.seeds import derive_seed
 
     if trained.name == "lokr":

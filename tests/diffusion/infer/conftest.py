@@ -10,7 +10,9 @@ from PIL import Image
 
 import lowrank_core
 from lowrank_core import LoHa, LoRA
-from lowrank_diffusion.infer.run import Request, Told, infer
+from lowrank_diffusion.infer.request import Request
+from lowrank_diffusion.infer.run import infer
+from lowrank_diffusion.infer.studio import Told
 
 PROMPT = "a red circle on a blue background"
 NETWORKS = {"unet": "unet", "text_encoder_one": "text_encoder", "text_encoder_two": "text_encoder_2"}

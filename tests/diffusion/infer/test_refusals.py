@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from lowrank_core import LowrankError, UsageError
 from lowrank_diffusion.infer.drawing import draw as sampled
 from lowrank_diffusion.infer.drawing import shots_of
-from lowrank_diffusion.infer.run import Request, Told, infer, slug
+from lowrank_diffusion.infer.request import Request
+from lowrank_diffusion.infer.run import infer
 from lowrank_diffusion.infer.schedulers import SAMPLERS, make_scheduler
 from lowrank_diffusion.infer.sources import Base
+from lowrank_diffusion.infer.studio import Told, slug
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def _folder(source: str, name: str) -> Path:
 
 
 def _device(name: str) -> Any:
-    from lowrank_diffusion.infer.run import device_of
+    from lowrank_diffusion.infer.request import device_of
 
     return device_of(name)
 

@@ -1,6 +1,6 @@
 """Denoising: prompts and seeds to pictures, whatever the batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def draw(
     guidance: float,
     batch: int,
     encoders: TextEncoders | None = None,
+    go_on: Callable[[float], bool] = lambda share: True,
 ) -> Iterator[tuple[Shot, Image.Image]]:
     """Pictures, as they are done.
 
@@ -58,6 +59,8 @@ def draw(
         guidance: the scale; 1 and below does without.
         batch: how many pictures are drawn at once.
         encoders: SDXL's, with words that prompts may have; None leaves prompts to the pipeline.
+        go_on: told after each step which share of all steps is done, says whether to take the next; the pictures that
+            were being drawn are then dropped.
 
     Raises:
         LowrankError: a picture comes out as NaN, or memory does not suffice.
@@ -69,6 +72,15 @@ def draw(
     for start in range(0, len(shots), batch):
         part = shots[start : start + batch]
         generators = [torch.Generator().manual_seed(shot.noise_seed(seed)) for shot in part]
+
+        def step_ended(
+            pipeline: Any, step: int, time: Any, kept: Any, done: int = start, now: int = len(part)
+        ) -> dict[str, Tensor]:
+            share = (done + now * (step + 1) / pipeline.num_timesteps) / len(shots)
+            # diffusers' own way to leave its loop.
+            pipeline._interrupt = not go_on(share)
+            return {}
+
         try:
             latents: Tensor = pipeline(
                 **_told([shot.prompt for shot in part], negative, encoders),
@@ -79,7 +91,10 @@ def draw(
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 output_type="latent",
+                callback_on_step_end=step_ended,
             ).images
+            if pipeline.interrupt:
+                return
             _check_finite(latents, part)
             pictures = decoded(pipeline.vae, latents)
         except torch.OutOfMemoryError:

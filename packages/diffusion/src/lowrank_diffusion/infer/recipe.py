@@ -11,7 +11,6 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from lowrank_core.files.tensors import write_bytes
-from lowrank_diffusion.infer.sources import Source
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,6 @@ class UsedAdapter:
     name: str
     weight: float
     files: Mapping[str, str]
-
-    @staticmethod
-    def of(source: Source) -> "UsedAdapter":
-        return UsedAdapter(source.name, source.weight, source.digests())
 
 
 @dataclass(frozen=True)

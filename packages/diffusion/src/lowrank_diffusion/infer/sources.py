@@ -17,13 +17,12 @@ from lowrank_diffusion.words import word_file
 
 @dataclass(frozen=True)
 class Source:
-    """An adapter's folder or file, and how much it counts.
+    """An adapter's folder or file.
 
     run: the configuration of the run whose folder it is, None where it is none.
     """
 
     path: Path
-    weight: float
     run: DiffusionConfig | None = None
 
     @property
@@ -60,46 +59,50 @@ class Source:
         return digests
 
 
-def sources_of(paths: Sequence[Path], weights: Sequence[float] = (), *, or_none: bool = False) -> list[Source]:
+def sources_of(paths: Sequence[Path]) -> list[Source]:
     """The adapters at these paths, checked as far as can be before a base is loaded.
 
     Args:
         paths: run folders, PEFT folders, diffengine's step folders, or single files.
-        weights: one for each path; 1 each if there are none.
-        or_none: no paths are fine.
 
     Raises:
-        UsageError: no paths, or not as many weights as paths.
         LowrankError: a path that does not exist, a run that has no adapter yet, a file that is no safetensors.
     """
-    if not paths and not or_none:
-        raise UsageError("infer takes an adapter: the folder of a run, a PEFT folder or a .safetensors file")
-    if weights and len(weights) != len(paths):
+    return [_source(path) for path in paths]
+
+
+def weights_of(sources: Sequence[Source], weights: Sequence[float]) -> Sequence[float]:
+    """How much each source counts; 1 each if nothing is asked for.
+
+    Raises:
+        UsageError: not as many weights as sources, or one that is not finite.
+    """
+    if weights and len(weights) != len(sources):
         raise UsageError(
-            f"--weight is given {len(weights)} times for {len(paths)} adapters; give one for each, or none"
+            f"--weight is given {len(weights)} times for {len(sources)} adapters; give one for each, or none"
         )
     for weight in weights:
         if not math.isfinite(weight):
             raise UsageError(f"--weight must be a finite number, got {weight}")
-    return [_source(path, weight) for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)]
+    return weights or [1.0] * len(sources)
 
 
-def _source(path: Path, weight: float) -> Source:
+def _source(path: Path) -> Source:
     if path.is_file():
         if path.name != CONFIG_NAME:
             check_readable(path)
-        return Source(path, weight)
+        return Source(path)
     if not path.is_dir():
         raise LowrankError(f"there is no file or folder {path}; give an adapter, or the folder of a run")
     if not (path / "config.yaml").is_file():
-        return Source(path, weight)
+        return Source(path)
     run = load_config(str(path / "config.yaml"))
     if not (path / "unet" / CONFIG_NAME).is_file():
         raise LowrankError(
             f"the run in {path} has no adapter yet; wait for its end, or go on with it by "
             f"lowrank diffusion train --resume {path}"
         )
-    return Source(path, weight, run)
+    return Source(path, run)
 
 
 @dataclass(frozen=True)
