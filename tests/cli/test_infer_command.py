@@ -63,6 +63,9 @@ def test_classes_as_a_table(lowrank, federated):
         (("RUN", "gone.png"), 1, "there is no picture gone.png"),
         ((), 2, "infer takes an adapter: the folder of a run"),
         (("gone", "--prompt", "a cat"), 1, "there is no file or folder gone"),
+        (("RUN", "--serve"), 2, "--serve is for adapters, and this is a federated run"),
+        (("gone", "--port", "0"), 2, "--host and --port say where the page is shown; give --serve, too"),
+        (("--serve", "--base", "tiny", "--port", "-1"), 2, "--port must be from 0 to 65535, got -1"),
         (("gone", "--client", "1"), 2, "--client is for the run of a federation; an adapter has no clients"),
     ],
 )
@@ -123,7 +126,7 @@ def test_options_reach_the_request(lowrank, drawn, tmp_path):
 def test_without_options_the_request_is_the_librarys_own(lowrank, drawn):
     from pathlib import Path
 
-    from lowrank_diffusion.infer.run import Request
+    from lowrank_diffusion.infer.request import Request
 
     outcome = lowrank("infer", "one", "--prompt", "a", "--json")
     assert drawn == [Request([Path("one")], ["a"], [], [])]
@@ -133,3 +136,23 @@ def test_without_options_the_request_is_the_librarys_own(lowrank, drawn):
     assert said["adapters"] == [{"name": "pets", "weight": 0.5, "files": {"pets.safetensors": "ab"}}]
     assert said["embeddings"] == [{"word": "<cat>", "file": "pets_embedding.safetensors", "sha256": "cd"}]
     assert (said["base"], said["grid"], said["merged"]) == ("tiny", None, {"unet": True})
+
+
+def test_a_page_is_asked_for(lowrank, monkeypatch, tmp_path):
+    import lowrank_diffusion.infer.serve as module
+
+    asked = []
+
+    def serve(request, host, port, note, ready):
+        asked.append((request.prompts, request.base, host, port))
+        note("unet: adapters merged")
+        ready("http://127.0.0.1:7860", tmp_path)
+
+    monkeypatch.setattr(module, "serve", serve)
+    outcome = lowrank("infer", "--base", "tiny", "--serve")
+    assert (outcome.code, outcome.out) == (0, "http://127.0.0.1:7860\n")
+    assert outcome.err == f"unet: adapters merged\npictures go to {tmp_path}; Ctrl-C ends the page\n"
+    options = ["--prompt", "a", "--serve", "--host", "0.0.0.0", "--port", "0", "--json", "--quiet"]
+    outcome = lowrank("infer", "one", *options)
+    assert (json.loads(outcome.out), outcome.err) == ({"url": "http://127.0.0.1:7860", "out": str(tmp_path)}, "")
+    assert asked == [([], "tiny", "127.0.0.1", 7860), (["a"], None, "0.0.0.0", 0)]

@@ -225,7 +225,9 @@ def test_the_networks_are_the_folders_to_the_bit(models, capfd):
 def test_training_and_drawing_are_the_folders_to_the_bit(models, tmp_path):
     from PIL import Image
 
-    from lowrank_diffusion.infer.run import Request, Told, infer
+    from lowrank_diffusion.infer.request import Request
+    from lowrank_diffusion.infer.run import infer
+    from lowrank_diffusion.infer.studio import Told
     from lowrank_diffusion.results import Silent
     from lowrank_diffusion.run import run
 

@@ -10,6 +10,7 @@ import typer
 
 _DRAWING = "Pictures from adapters"
 _CLASSES = "Classes from a federated run"
+_PAGE = "A page to draw on"
 
 
 def infer(
@@ -133,6 +134,25 @@ def infer(
             rich_help_panel=_CLASSES,
         ),
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Show a page in the browser to draw on, until Ctrl-C.", rich_help_panel=_PAGE),
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Who can open the page; this machine alone if not given (127.0.0.1).",
+            show_default=False,
+            rich_help_panel=_PAGE,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of the page (7860); 0 is any free one.", show_default=False, rich_help_panel=_PAGE
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; the machine's accelerator if not given.", show_default=False)
     ] = "auto",
@@ -152,7 +172,7 @@ def infer(
         bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")
     ] = False,
 ) -> None:
-    """Draw pictures with adapters, or name the classes of pictures with a federated run.
+    """Draw pictures with adapters, or on a page (--serve), or name the classes of pictures with a federated run.
 
     RUN_OR_ADAPTER is the folder of a run, a PEFT folder, or a .safetensors file of kohya, LyCORIS, ComfyUI or
     diffusers; several are summed. The folder of a federated run comes alone, before files and folders of pictures.
@@ -161,38 +181,42 @@ def infer(
 
     if paths and inferring.is_federated(paths[0]):
         given = {"--prompt": prompt, "--weight": weight, "--embedding": embedding, "--base": base, "--out": out}
-        inferring.check_for_adapters(given)
+        inferring.check_for_adapters({**given, "--serve": serve})
         inferring.classify(paths[0], paths[1:], top=top, client=client, device=device, as_json=as_json, quiet=quiet)
         return
     if client is not None:
         from lowrank_core.errors import UsageError
 
         raise UsageError("--client is for the run of a federation; an adapter has no clients")
-    from lowrank_diffusion.infer.run import Request
+    if not serve and (host, port) != (None, None):
+        from lowrank_core.errors import UsageError
 
-    inferring.draw(
-        Request(
-            adapters=paths,
-            prompts=prompt,
-            weights=weight,
-            embeddings=embedding,
-            base=base,
-            config=base_config,
-            vae=vae,
-            merged=merge,
-            negative=negative,
-            seed=seed,
-            images=images,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            scheduler=scheduler,
-            batch=batch,
-            grid=grid,
-            device=device,
-            precision=precision,
-            out=out,
-        ),
-        as_json=as_json,
-        quiet=quiet,
+        raise UsageError("--host and --port say where the page is shown; give --serve, too")
+    from lowrank_diffusion.infer.request import Request
+
+    request = Request(
+        adapters=paths,
+        prompts=prompt,
+        weights=weight,
+        embeddings=embedding,
+        base=base,
+        config=base_config,
+        vae=vae,
+        merged=merge,
+        negative=negative,
+        seed=seed,
+        images=images,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        batch=batch,
+        grid=grid,
+        device=device,
+        precision=precision,
+        out=out,
     )
+    if serve:
+        inferring.serve(request, host or "127.0.0.1", 7860 if port is None else port, as_json=as_json, quiet=quiet)
+    else:
+        inferring.draw(request, as_json=as_json, quiet=quiet)

@@ -13,7 +13,7 @@ from lowrank_core.errors import UsageError
 from lowrank_core.parsing import parse_yaml
 
 if TYPE_CHECKING:
-    from lowrank_diffusion.infer.run import Request
+    from lowrank_diffusion.infer.request import Request
 
 
 def is_federated(path: Path) -> bool:
@@ -66,7 +66,8 @@ def classify(
 
 def draw(request: "Request", *, as_json: bool, quiet: bool) -> None:
     """Draw, and print where the pictures are."""
-    from lowrank_diffusion.infer.run import Told, infer
+    from lowrank_diffusion.infer.run import infer
+    from lowrank_diffusion.infer.studio import Told
 
     # A line that is written over on a terminal; a log gets notes alone.
     is_live = not quiet and sys.stderr.isatty()
@@ -98,3 +99,19 @@ def draw(request: "Request", *, as_json: bool, quiet: bool) -> None:
         return
     for file in [*files, *([str(result.grid)] if result.grid else [])]:
         typer.echo(file)
+
+
+def serve(request: "Request", host: str, port: int, *, as_json: bool, quiet: bool) -> None:
+    """Show a page to draw on until Ctrl-C, and print its address."""
+    from lowrank_diffusion.infer.serve import serve
+
+    def note(text: str) -> None:
+        if not quiet:
+            typer.echo(text, err=True)
+
+    def ready(url: str, out: Path) -> None:
+        note(f"pictures go to {out}; Ctrl-C ends the page")
+        # What listens to a pipe must hear it at once; echo flushes.
+        typer.echo(json.dumps({"url": url, "out": str(out)}) if as_json else url)
+
+    serve(request, host, port, note, ready)
