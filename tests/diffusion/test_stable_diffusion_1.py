@@ -72,7 +72,9 @@ def losses(run) -> list[float]:
 def test_a_run_and_all_that_reads_its_files(base, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    from lowrank_diffusion.infer.run import Request, Told, infer
+    from lowrank_diffusion.infer.request import Request
+    from lowrank_diffusion.infer.run import infer
+    from lowrank_diffusion.infer.studio import Told
     from lowrank_diffusion.load import load_config
     from lowrank_diffusion.plan import plan
     from lowrank_diffusion.results import Silent
