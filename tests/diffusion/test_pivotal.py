@@ -116,7 +116,9 @@ def test_the_vectors_are_trained_up_to_the_pivot_without_decay_and_saved(trained
 def test_the_run_draws_what_diffusers_draws_with_its_files(trained, base, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from lowrank_diffusion.infer.run import Request, Told, infer
+    from lowrank_diffusion.infer.request import Request
+    from lowrank_diffusion.infer.run import infer
+    from lowrank_diffusion.infer.studio import Told
     from lowrank_diffusion.seeds import derive_seed
 
     out, _ = trained

@@ -39,7 +39,7 @@ class Pretended:
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-        return Drawn(out, files, None, "tiny", [], {})
+        return Drawn(out, files, None, "tiny", [], [], {})
 
 
 @pytest.fixture
