@@ -53,6 +53,7 @@ def test_vgg16_has_the_parameters_of_the_papers_table_5(count, classes):
         assert round(report["original_params"] / 1e6, 2) == ORIGINAL[classes]
 
 
+@pytest.mark.slow
 def test_sdxl_s_attention(count):
     loha = count("sdxl-unet", "--method", "loha", "--rank", "8", "--target", "attention")
     assert (len(loha["layers"]), loha["trainable_params"]) == (560, 23_224_320)
@@ -112,6 +113,7 @@ def test_a_budget_of_factors_is_the_whole_models(count):
     assert tree["rule"].startswith("gamma 0.1")
 
 
+@pytest.mark.slow
 def test_adalora_has_a_final_budget(count):
     tree = count("sdxl-unet", "--method", "adalora", "--rank", "12", "--target-rank", "8")
     final = count("sdxl-unet", "--method", "lora", "--rank", "8")
@@ -120,6 +122,7 @@ def test_adalora_has_a_final_budget(count):
     assert tree["rule"] == "rank 12 to 8"
 
 
+@pytest.mark.slow
 def test_dora_adds_a_magnitude_for_each_output(count):
     dora, lora = (count("sdxl-unet", "--method", method, "--rank", "4") for method in ("dora", "lora"))
     outputs = sum(layer["shape"][0] for layer in lora["layers"])
@@ -155,6 +158,7 @@ def test_the_table_of_one_case(lowrank):
         assert line in lines
 
 
+@pytest.mark.slow
 def test_layers_alike_share_a_row_unless_each_is_asked_for(lowrank):
     grouped = lowrank("count-params", "sdxl-unet", "--method", "loha").out
     assert len(grouped.splitlines()) < 45

@@ -30,6 +30,7 @@ def test_faults_of_a_configuration_exit_with_2(lowrank):
     assert "unknown key 'train.stpes' (nearest: train.steps" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_keys_of_a_run_and_trains_nothing(lowrank, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = lowrank("diffusion", "train", "sdxl-loha", "--plan", "--json", "--quiet")

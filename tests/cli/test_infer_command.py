@@ -32,6 +32,7 @@ def federated(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_classes_as_json(lowrank, federated):
     outcome = lowrank("infer", str(federated / "run"), str(federated / "pictures"), "--top", "2", "--json")
     assert (outcome.code, outcome.err) == (0, "")

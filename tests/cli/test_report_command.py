@@ -32,6 +32,7 @@ def lines_of(outcome):
     return [" ".join(line.split()) for line in outcome.out.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_tables_hold_paper_ours_and_every_run(lowrank, runs):
     outcome = lowrank("fl", "report", str(runs))
     assert outcome.code == 0
@@ -46,6 +47,7 @@ def test_the_tables_hold_paper_ours_and_every_run(lowrank, runs):
     assert (runs.parent / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_json_has_a_row_for_every_number_and_every_group(lowrank, runs):
     outcome = lowrank("fl", "report", str(runs), "--json", "--mbps", "5")
     tree = json.loads(outcome.out)
@@ -72,18 +74,21 @@ def test_json_has_a_row_for_every_number_and_every_group(lowrank, runs):
     assert tree["report"] == "report.html"
 
 
+@pytest.mark.slow
 def test_quiet_prints_the_tables_alone(lowrank, runs):
     outcome = lowrank("fl", "report", str(runs), "--quiet")
     assert "report: " not in outcome.out
     assert "accuracy, %" in outcome.out
 
 
+@pytest.mark.slow
 def test_a_run_without_a_round_is_said_to_be_left_out(lowrank, runs):
     (runs / "b" / "metrics.jsonl").write_text("")
     outcome = lowrank("fl", "report", str(runs))
     assert outcome.err == f"{runs / 'b'} has not finished a round and is left out\n"
 
 
+@pytest.mark.slow
 def test_a_run_that_repeats_another_is_said_to_be_left_out(lowrank, runs):
     write_run(runs / "c", "cifar10-iid", accuracies=(0.1, 0.2), whole=False, interrupted=True)
     outcome = lowrank("fl", "report", str(runs))
@@ -91,6 +96,7 @@ def test_a_run_that_repeats_another_is_said_to_be_left_out(lowrank, runs):
     assert lowrank("fl", "report", str(runs), "--quiet").err == ""
 
 
+@pytest.mark.slow
 def test_a_page_of_ours_is_replaced_and_no_other(lowrank, runs):
     assert lowrank("fl", "report", str(runs), "--out", "page.html").code == 0
     assert lowrank("fl", "report", str(runs), "--out", "page.html").code == 0
@@ -114,6 +120,7 @@ def test_a_folder_that_is_not_there_is_named(lowrank, tmp_path):
     assert "there is no folder" in outcome.err
 
 
+@pytest.mark.slow
 def test_reporting_imports_no_framework(runs):
     arguments = [sys.executable, "-c", IMPORTED, "fl", "report", str(runs)]
     done = subprocess.run(arguments, capture_output=True, text=True)

@@ -23,6 +23,7 @@ def test_sdxl_with_loha_of_rank_8_by_hand():
     assert found.peak_memory_bytes == found.base_bytes + found.adapter_bytes + found.activation_bytes
 
 
+@pytest.mark.slow
 def test_what_costs_memory():
     base = planned()
     assert planned("sdxl-loha", "train.precision=fp32").base_bytes == 2 * base.base_bytes

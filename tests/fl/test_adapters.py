@@ -129,6 +129,7 @@ def test_the_adapter_is_drawn_from_the_seed_and_adds_nothing_yet():
 # What travels.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_weights_are_in_no_message_no_checkpoint_and_no_state_of_a_client(method, tmp_path, monkeypatch):
     found: set[tuple[str, ...]] = set()
@@ -310,6 +311,7 @@ def test_the_same_bits_in_one_process_and_in_two_workers(method, strategy, tmp_p
         assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in two.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "fedrep", "ditto"])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(kind, tmp_path):
     given = ("strategy.name=scaffold", "rounds=3", "codec.up=topk", f"model.start={tmp_path / 'start'}")

@@ -47,6 +47,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lowrank", "fedpara", "pfedpara", "svd", "kronecker"])
 def test_a_run_of_each_kind(tmp_path, method):
     found = {}
@@ -68,6 +69,7 @@ def test_a_run_of_each_kind(tmp_path, method):
     assert "<th>after refit</th>" in page
 
 
+@pytest.mark.slow
 def test_the_gap_is_looked_at_only_where_asked_for_and_changes_nothing(tmp_path):
     for gap in ("true", "false"):
         run(config("factors", f"aggregation.gap={gap}"), tmp_path / gap, Watcher())
@@ -81,6 +83,7 @@ def test_a_method_without_factors_has_no_gap_to_measure(tmp_path):
     assert rows_of(tmp_path / "run")[0]["aggregation_gap"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("up", "down"), [("none", "none"), ("fp16", "int8"), ("int8", "topk"), ("topk", "int8")])
 def test_a_plan_costs_what_one_factor_a_round_then_costs(tmp_path, up, down):
     settings = config(
@@ -96,6 +99,7 @@ def test_a_plan_costs_what_one_factor_a_round_then_costs(tmp_path, up, down):
     assert whole.paper_bytes / 2 < expected.paper_bytes < whole.paper_bytes
 
 
+@pytest.mark.slow
 def test_a_plan_of_one_turn_costs_what_its_factors_do(tmp_path):
     settings = config("one-factor", "rounds=1")
     (cost,) = plan(settings).runs
@@ -114,6 +118,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "more"), RESUMED)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, kind, more):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -127,6 +132,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, kind, more):
     assert results(stopped) == results(whole)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bits(tmp_path):
     for workers in (1, 2):
         for kind in ("one-factor", "refit"):

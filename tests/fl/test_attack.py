@@ -71,6 +71,7 @@ ROBUST = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["original", "fedpara"])
 def test_sign_flips_stop_the_mean_and_not_robust_rules(tmp_path, quick, method):
     found = {}
@@ -83,6 +84,7 @@ def test_sign_flips_stop_the_mean_and_not_robust_rules(tmp_path, quick, method):
     assert found["sign", "krum"] > found["sign", "fedavg"] + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -119,6 +121,7 @@ EVERYTHING = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bits_with_noise_failures_and_poison(tmp_path, quick):
     pytest.importorskip("dp_accounting", reason="the extra `privacy` is not installed")
     for workers in (1, 2):

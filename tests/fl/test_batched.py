@@ -206,6 +206,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -236,6 +237,7 @@ def test_a_run_ends_where_the_sequential_run_ends(tmp_path, settings):
         assert got["clients"] == right["clients"]
 
 
+@pytest.mark.slow
 def test_batched_runs_have_the_same_bits_again_with_any_number_of_workers_and_after_a_resume(tmp_path):
     more = ["model.method=fedpara", "federation.clients=12", "federation.clients_per_round=12", "federation.epochs=1"]
 

@@ -25,6 +25,7 @@ def config(up: str, down: str, *more: str):
     return load_config("quickstart", [*SMALL, f"codec.up={up}", f"codec.down={down}", *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("up", "down", "more"),
     [
@@ -44,6 +45,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, up, down, more
     assert results(stopped) == results(whole)
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     settings = config("topk", "topk", "partition.held_out=0.3")
@@ -69,6 +71,7 @@ def test_two_workers_give_the_bits_of_one(tmp_path, strategy):
     assert results(tmp_path / "1") == results(tmp_path / "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("up", "down"), [("fp16", "int8"), ("topk", "fp16")])
 def test_a_plan_says_what_the_run_then_sends(tmp_path, up, down):
     settings = config(up, down, "strategy.name=scaffold", "partition.held_out=0.3")
@@ -79,6 +82,7 @@ def test_a_plan_says_what_the_run_then_sends(tmp_path, up, down):
     assert cost.evaluation_bytes == sum(row.evaluation_bytes for row in watcher.rows)
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_later_rounds_send_by_topk(tmp_path):
     settings = config("none", "topk", "federation.clients_per_round=4")
     (cost,) = plan(settings).runs

@@ -340,6 +340,7 @@ def federate(executor, folder, codec, strategy="fedavg", rounds=2):
 PAIRS = [("fp16", "int8"), ("int8", "topk"), ("topk", "fp16"), ("topk", "topk")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedadam", "feddyn"])
 def test_every_codec_works_with_every_strategy_and_any_number_of_workers(tmp_path, workers, strategy):
     for up, down in PAIRS:

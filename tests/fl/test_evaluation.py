@@ -131,6 +131,7 @@ def kept(folder):
 MOMENTS = ["before the first checkpoint", "between training and checkpoint", "after a round"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "moment"), [*((kind, MOMENTS[1]) for kind in KINDS), ("pfedpara", MOMENTS[0]), ("pfedpara", MOMENTS[2])]
 )
@@ -238,6 +239,7 @@ def test_kinds_that_do_not_fit_are_refused(overrides, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 def test_finetune_is_the_shared_model_trained_before_its_test(tmp_path):
     run(config("finetune", "personalization.epochs=2"), tmp_path / "finetune", Watcher())
     run(config("none", "personalization.test_epochs=2"), tmp_path / "none", Watcher())
@@ -245,6 +247,7 @@ def test_finetune_is_the_shared_model_trained_before_its_test(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_where_nothing_is_shared_the_strategy_makes_no_difference(tmp_path):
     others = ["fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn", "fedmedian"]
     accuracies = {}

@@ -154,6 +154,7 @@ def test_auto_takes_the_fastest_says_so_and_keeps_to_it(tmp_path, monkeypatch):
     assert record["seconds"] == {"sequential": 2.0, "batched": 0.5}
 
 
+@pytest.mark.slow
 def test_auto_on_a_cpu_is_sequential_to_the_bit(tmp_path):
     small = ["model.name=mlp", "model.width=8", "data.max_examples=60", "federation.clients=3", "sweep={}", "rounds=1"]
     small += ["federation.clients_per_round=3", "engine.workers=1"]

@@ -113,6 +113,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["scaffold", "krum"])
 def test_a_stopped_run_goes_on_to_the_same_bits_and_rows(tmp_path, quick, strategy):
     told = [*FAILING, f"strategy.name={strategy}"]
@@ -146,6 +147,7 @@ def test_a_round_that_nobody_answers_leaves_the_model_as_it_was(tmp_path, quick,
     assert len(first["dropped"]) == 2
 
 
+@pytest.mark.slow
 def test_the_report_and_the_terminal_say_what_waiting_costs(tmp_path, capsys):
     from lowrank_cli.progress import _Lines
     from lowrank_fl.reporting.groups import group_runs

@@ -145,6 +145,7 @@ def test_the_server_drops_what_matters_least_by_smoothed_scores():
     assert ranks.drop(3, left).keys() == left.keys()
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(scores=st.lists(st.floats(0, 1, width=32), min_size=8, max_size=8), number=st.integers(1, 2))
 def test_no_direction_that_is_dropped_mattered_more_than_one_that_stays(scores, number):
@@ -188,6 +189,7 @@ def workers():
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
 def test_the_same_bits_in_one_process_and_in_two_workers(strategy, workers):
     for (one, alone), (two, spread) in zip(

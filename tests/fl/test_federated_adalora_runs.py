@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     return folder, summary
 
 
+@pytest.mark.slow
 def test_a_run_ends_at_its_budget_and_says_what_it_sent(finished):
     folder, summary = finished
     rows = rows_of(folder)
@@ -114,6 +115,7 @@ def test_a_plan_counts_the_arrays_of_every_round():
     assert falling.flops_per_round < fixed.flops_per_round
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("codec.up=int8", "codec.down=int8", "strategy.name=fedprox")])
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(after, more, tmp_path):
@@ -147,6 +149,7 @@ def test_rounds_are_not_changed_on_the_way(tmp_path):
         resume(tmp_path / "run", Watcher())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fedper", "fedrep", "finetune"])
 def test_personalised_models_that_share_the_adapter(kind, tmp_path):
     settings = config("partition.held_out=0.2", f"personalization.kind={kind}")

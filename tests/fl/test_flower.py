@@ -138,6 +138,7 @@ def run(executor, strategy="fedavg", order=None, rounds=3, **federation):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
 def test_the_same_seed_gives_the_same_bits_in_any_order_and_with_any_number_of_workers(strategy, workers):
     expected = run(InProcess(), strategy)

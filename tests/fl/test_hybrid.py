@@ -39,6 +39,7 @@ def test_the_first_layers_stay_whole_and_the_others_are_as_without(network, meth
             assert factorized(hybrid) == everything[hybrid - first :]
 
 
+@pytest.mark.slow
 def test_factors_are_cut_off_the_svd_of_the_run_that_is_started_from(tmp_path):
     run(config("model.method=original"), tmp_path / "warm", Watcher())
     settings = config(

@@ -50,6 +50,7 @@ def trained(tmp_path_factory):
     return folder, summary, examples_of(config)
 
 
+@pytest.mark.slow
 def test_picture_files_of_the_test_set_give_the_runs_accuracy(trained, tmp_path):
     folder, summary, examples = trained
     write_digits(tmp_path / "test", examples.test_inputs)
@@ -82,6 +83,7 @@ def personalised(tmp_path_factory):
     return folder, summary, config
 
 
+@pytest.mark.slow
 def test_a_clients_own_part_gives_that_clients_accuracy(personalised, tmp_path):
     folder, summary, config = personalised
     examples = examples_of(config)

@@ -52,6 +52,7 @@ def test_low_rank_vgg16_costs_what_fedpara_costs(gamma):
     assert params(lowrank) == pytest.approx(params(fedpara), rel=0.005)
 
 
+@pytest.mark.slow
 def test_vgg16_factorizes_its_13_convolutions_and_not_its_head():
     model, report = build("vgg16", (3, 32, 32), 10, gamma=0.1, tanh=True)
     assert report is not None
@@ -79,6 +80,7 @@ def test_the_lstm_at_gamma_0_is_a_fifth_of_the_original_as_in_table_11():
     assert any(name.endswith("norm_hh_l1") for name in transferred(model))
 
 
+@pytest.mark.slow
 def test_resnet18_keeps_the_size_of_the_papers_exceptions():
     model, report = build("resnet18", (3, 32, 32), 10, gamma=0.1)
     assert report is not None

@@ -28,6 +28,7 @@ def test_the_settings_are_the_references(shared_data: Path):
     assert paper_settings() == tables["settings"]
 
 
+@pytest.mark.slow
 def test_every_row_belongs_to_a_preset_a_quantity_and_keys_that_exist():
     assert len(paper_rows()) > 100
     for each in paper_rows():

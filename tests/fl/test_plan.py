@@ -9,6 +9,7 @@ from lowrank_fl.load import load_config
 from lowrank_fl.plan import _SHAPES, _data_shape, plan
 
 
+@pytest.mark.slow
 def test_a_plan_counts_every_step_of_an_lstm(tmp_path):
     """To the counter the fused LSTM of CPUs is one operation, of no known cost."""
     path = tmp_path / "roles.jsonl"
@@ -24,6 +25,7 @@ def test_a_plan_counts_every_step_of_an_lstm(tmp_path):
     assert 0.99 * 3 * forward < cost.flops_per_round / len(examples.labels) < 3 * forward
 
 
+@pytest.mark.slow
 def test_an_expensive_step_is_timed_on_fewer_examples(monkeypatch):
     monkeypatch.setattr("lowrank_fl.plan._TIMED_FLOPS", 1)
     (cost,) = plan(load_config("quickstart", ["model.name=mlp", "model.method=fedpara"])).runs
@@ -54,6 +56,7 @@ def test_a_natural_partition_leaves_most_makers_out(tmp_path):
     assert _data_shape(load_config("shakespeare-small", ["data.max_test_examples=7"])).test_examples == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "transferred", "biases"),
     # 63,646 is the paper's; at γ = 0.5 its two layers have ranks 56 and 16, 56 and 4 with ten classes.
@@ -66,6 +69,7 @@ def test_personalised_presets_are_planned_without_their_data(preset, transferred
     assert cost.seconds > 0
 
 
+@pytest.mark.slow
 def test_the_papers_lstm_is_planned_without_its_data():
     (cost,) = plan(load_config("shakespeare-noniid")).runs
     # Table 11 prints 0.19.

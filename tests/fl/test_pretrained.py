@@ -83,6 +83,7 @@ def of_texts(bert, reviews, *more):
     return config(bert, "adapter.method=loha", *given, *more)
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_reads_pictures_as_transformers_prepares_them(vit):
     settings = config(vit, "adapter.method=lora")
     examples = examples_of(settings)
@@ -101,6 +102,7 @@ def test_a_vision_transformer_reads_pictures_as_transformers_prepares_them(vit):
     torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*`r` is not used in AdaLora")
 @pytest.mark.filterwarnings("ignore:.*rank_pattern keys did not match")
@@ -124,6 +126,7 @@ def test_peft_puts_the_adapter_on_the_librarys_own_network(method, vit, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_only_the_adapter_norms_and_the_last_layer_travel(vit, tmp_path):
     settings = config(vit, "adapter.method=lora")
     model, report = model_of(settings, examples_of(settings))
@@ -139,6 +142,7 @@ def test_only_the_adapter_norms_and_the_last_layer_travel(vit, tmp_path):
     assert planned.total_bytes == pytest.approx(summary.total_bytes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_text_classifier_learns_from_texts(bert, reviews, tmp_path):
     given = ["rounds=3", "federation.clients=2", "federation.epochs=8", "federation.batch_size=8"]
     given += ["federation.lr=0.05", "federation.momentum=0.9"]
@@ -162,6 +166,7 @@ def test_padding_is_not_attended_to(bert, reviews):
     torch.testing.assert_close(logits, peer(input_ids=short[None, :2].long()).logits, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_on_texts_that_was_stopped_ends_with_the_same_bits(bert, reviews, tmp_path):
     run(of_texts(bert, reviews, "rounds=2"), tmp_path / "whole", Watcher())
     run(of_texts(bert, reviews, "rounds=1"), tmp_path / "parts", Watcher())
@@ -188,6 +193,7 @@ def hub(tmp_path, monkeypatch):
     return weights
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_are_kept_but_for_the_last_layer(hub):
     settings = config("torchvision:mobilenet_v3_small", "adapter.method=lora", "model.pixels=32")
     model, _ = model_of(settings, examples_of(settings))
@@ -236,6 +242,7 @@ def test_a_network_that_cannot_be(given, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_folders_and_names_that_mean_no_network(tmp_path, vit, bert):
     for name, said in (
         (tmp_path, "there is no config.json in it"),

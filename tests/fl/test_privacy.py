@@ -175,6 +175,7 @@ def test_where_all_clients_take_part_epsilon_is_that_of_one_gaussian(multiplier,
     assert found == pytest.approx(by_hand, rel=0.02)
 
 
+@pytest.mark.slow
 def test_where_some_are_sampled_epsilon_is_the_accountants():
     rdp = pytest.importorskip("dp_accounting.rdp", reason="the extra `privacy` is not installed")
     from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
@@ -239,6 +240,7 @@ def test_what_clients_clip_must_travel_as_it_is():
 NOISY = ["privacy.noise_multiplier=0.1", "privacy.clipping_norm=0.5"]
 
 
+@pytest.mark.slow
 @kinds
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, quick, clipping, side):
     pytest.importorskip("dp_accounting", reason="the extra `privacy` is not installed")
@@ -276,6 +278,7 @@ def test_the_plan_counts_what_a_private_run_sends(tmp_path, quick, clipping, sid
     assert planned.total_bytes == summary.total_bytes
 
 
+@pytest.mark.slow
 def test_the_report_has_a_column_where_a_run_is_private(tmp_path):
     pytest.importorskip("dp_accounting", reason="the extra `privacy` is not installed")
     from lowrank_fl.reporting.groups import group_runs

@@ -209,6 +209,7 @@ def test_flowers_logger_is_left_as_it_was(send):
     assert logging.getLogger("flwr").level == level
 
 
+@pytest.mark.slow
 def test_a_backend_that_does_not_start_is_quoted(monkeypatch):
     from flwr.server.superlink.fleet.vce.backend import raybackend
 

@@ -52,6 +52,7 @@ def results(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "scaffold", "feddyn"])
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_a_run_stopped_after_some_rounds_goes_on_to_the_same_bits(tmp_path, monkeypatch, strategy, rounds):
@@ -75,6 +76,7 @@ def test_a_run_stopped_after_some_rounds_goes_on_to_the_same_bits(tmp_path, monk
     assert not summaries[0].interrupted
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(tmp_path):
     run(config(), tmp_path / "run", Watcher())
     before = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
@@ -82,6 +84,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_the_runs_it_has_not_finished(tmp_path):
     settings = load_config(
         "quickstart", [*SMALL, "rounds=2", "model.width=4", "engine.workers=1", "model.gamma=0.1"], sweep=["seed=0,1"]
@@ -99,6 +102,7 @@ def test_a_folder_without_a_run(tmp_path):
         resume(tmp_path, Watcher())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint(tmp_path):
     run(config(), tmp_path / "run", Watcher())
     file = tmp_path / "run" / "checkpoint" / "state.safetensors"
@@ -107,6 +111,7 @@ def test_a_damaged_checkpoint(tmp_path):
         resume(tmp_path / "run", Watcher())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_configuration(tmp_path):
     run(config(), tmp_path / "run", Watcher())
     file = tmp_path / "run" / "config.yaml"
@@ -115,6 +120,7 @@ def test_a_checkpoint_of_another_configuration(tmp_path):
         resume(tmp_path / "run", Watcher())
 
 
+@pytest.mark.slow
 def test_rounds_that_metrics_lack(tmp_path):
     run(config(), tmp_path / "run", Watcher())
     (tmp_path / "run" / "summary.json").unlink()
@@ -123,6 +129,7 @@ def test_rounds_that_metrics_lack(tmp_path):
         resume(tmp_path / "run", Watcher())
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(tmp_path):
     run(config(), tmp_path / "run", Watcher())
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(LowrankError, match="another run is writing to"):
@@ -230,6 +237,7 @@ def _wait(process, condition) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_what_may_change_when_a_run_goes_on(tmp_path):
     run(config(), tmp_path / "run", Watcher())
     more = ["rounds=5", "federation.tolerated_failures=0.5", "engine.workers=2"]
@@ -240,6 +248,7 @@ def test_what_may_change_when_a_run_goes_on(tmp_path):
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -265,6 +274,7 @@ def test_a_swept_key_stays_as_it_is_when_a_sweep_goes_on(tmp_path):
         resume(tmp_path, Watcher(), ["rounds=3"])
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_starts_no_workers_and_loads_no_data(tmp_path, monkeypatch):
     run(config("rounds=1", sweep=["seed=0,1"]), tmp_path / "sweep", Watcher())
     for name in ("run.make_engine", "one_run.examples_of"):
@@ -272,6 +282,7 @@ def test_a_finished_sweep_starts_no_workers_and_loads_no_data(tmp_path, monkeypa
     assert [summary.seed for summary in resume(tmp_path / "sweep", Watcher())] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_on_a_superlink_is_not_submitted_again(tmp_path, monkeypatch):
     run(config("rounds=1"), tmp_path, Watcher())
     for name in ("model.safetensors", "checkpoint/state.safetensors"):  # they stay on the SuperLink's machine

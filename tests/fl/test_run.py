@@ -57,6 +57,7 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_in_its_folder(tmp_path):
     out, watcher = tmp_path / "run", Watcher()
     (summary,) = run(small(), out, watcher)
@@ -83,6 +84,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path):
     assert summary.params == summary.transferred_params < summary.original_params
 
 
+@pytest.mark.slow
 def test_the_saved_model_and_its_description_rebuild_the_network(tmp_path):
     config = small()
     (summary,) = run(config, tmp_path / "run", Watcher())
@@ -92,6 +94,7 @@ def test_the_saved_model_and_its_description_rebuild_the_network(tmp_path):
     assert sum(p.numel() for p in model.parameters()) == summary.params
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_configuration_are_identical_but_for_the_clock(tmp_path):
     for name in ("one", "two"):
         run(small(), tmp_path / name, Watcher())
@@ -112,12 +115,14 @@ def test_the_number_of_worker_processes_changes_no_bit(tmp_path, strategy, parti
     assert (tmp_path / "1/model.safetensors").read_bytes() == (tmp_path / "2/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path):
     run(small(), tmp_path / "one", Watcher())
     run(small("seed=1"), tmp_path / "two", Watcher())
     assert rows_of(tmp_path / "one")[0]["loss"] != rows_of(tmp_path / "two")[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_folder_a_run_and_one_report(tmp_path):
     config = load_config("quickstart", SMALL, sweep=["model.method=original,fedpara", "seed=0,1"])
     summaries = run(config, tmp_path / "sweep", Watcher())
@@ -138,6 +143,7 @@ def test_ctrl_c_keeps_every_finished_round_and_says_where(tmp_path):
     assert load_file(out / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["add_round", "save_checkpoint"])
 def test_ctrl_c_amid_what_a_round_writes_waits_until_all_of_it_is_there(tmp_path, monkeypatch, at):
     owner = one_run.RunFolder if at == "add_round" else one_run
@@ -158,6 +164,7 @@ def test_ctrl_c_amid_what_a_round_writes_waits_until_all_of_it_is_there(tmp_path
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_sweep_keeps_the_runs_before_it_and_reports_them(tmp_path):
     config = load_config("quickstart", SMALL)
     with pytest.raises(Interrupted) as caught:
@@ -191,6 +198,7 @@ def test_a_device_that_is_not_here_is_refused(tmp_path):
         run(small("device=tpu9"), tmp_path / "run", Watcher())
 
 
+@pytest.mark.slow
 def test_divergence_ends_the_run_with_the_finished_rounds_kept(tmp_path, monkeypatch):
     from lowrank_fl.training import Trainer
 
@@ -213,6 +221,7 @@ def test_layers_that_stayed_are_said(tmp_path):
     assert watcher.notes[0].startswith("features.4 stays as it is: rank 30 factors would hold ")
 
 
+@pytest.mark.slow
 def test_a_plan_costs_what_the_run_then_costs(tmp_path):
     config = small()
     (expected,) = plan(config).runs
@@ -233,6 +242,7 @@ def test_the_plan_of_cifar10_iid_has_the_papers_gigabytes():
     assert fedpara.total_bytes == pytest.approx(fedpara.paper_bytes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_three_times_the_forward_multiplications():
     (cost,) = plan(small("model.name=mlp", "model.method=original", "model.width=16", "federation.batch_size=20")).runs
     # 64-16-10, 20 examples a client in one batch, three clients; the first layer needs no gradient of its input.

@@ -78,6 +78,7 @@ def federate(name: str, rounds: int, sampled: int = CLIENTS, resume_at: int | No
     return torch.from_numpy(np.array(arrays["w"].numpy()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reaches"), [("fedavg", False), ("scaffold", True), ("feddyn", True)])
 def test_only_corrected_clients_reach_the_optimum_of_all(name, reaches):
     distance = (federate(name, 400) - Quadratics().optimum).norm().item()

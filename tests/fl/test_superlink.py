@@ -180,6 +180,7 @@ def _config(text: str) -> RunConfig:
     return RunConfig.model_validate_json(text)
 
 
+@pytest.mark.slow
 def test_importing_the_nodes_app_does_not_import_torch():
     """A SuperNode starts a process for each message, the first of which only asks for its part."""
     code = "import sys, lowrank_fl.flower.app.client; sys.exit('torch' in sys.modules)"
@@ -316,6 +317,7 @@ def test_a_superlink_that_does_not_start_is_quoted(tmp_path, monkeypatch):
         run(load_config("quickstart", local_nodes=1), tmp_path / "out", Watcher())
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("session", ["", "setsid "], ids=["of its own session", "in another session"])
 @pytest.mark.parametrize("deaf", [False, True])
@@ -340,6 +342,7 @@ def is_alive(pid_file: Path) -> bool:
     return state.stdout.strip() != "" and not state.stdout.startswith("Z")
 
 
+@pytest.mark.slow
 @posix
 def test_programs_end_when_the_process_that_started_them_is_killed(tmp_path):
     program, pid = tmp_path / "program", tmp_path / "pid"

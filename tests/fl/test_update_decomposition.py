@@ -380,6 +380,7 @@ def test_the_same_bits_in_one_process_and_in_two_workers(kind, tmp_path, workers
 # Runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_and_leaves_a_plain_network(kind, tmp_path):
     given = ["federation.clients_per_round=5", "federation.epochs=2", "data.max_examples=600", "rounds=8"]
@@ -399,6 +400,7 @@ def test_a_run_learns_and_leaves_a_plain_network(kind, tmp_path):
     assert (answers == examples.test_labels).float().mean().item() == pytest.approx(summary.accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "interval", "after"), [("none", 1, 4), ("none", 2, 3), ("finetune", 1, 1), ("finetune", 2, 3)]
 )
@@ -415,6 +417,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(kind, interval, after, t
         assert path.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Clients have gone on to weights that the checkpoint knows nothing of."""
     given = ["rounds=5", "federation.clients_per_round=3"]
@@ -442,6 +445,7 @@ def test_a_run_does_not_go_on_from_another_start(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_testing_changes_nothing_of_the_training(tmp_path):
     given = ["partition.held_out=0.2", "update.interval=2"]
     models = []

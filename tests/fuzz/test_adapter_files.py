@@ -127,6 +127,7 @@ def test_configurations_of_peft_folders(place, method, tmp_path_factory):
     run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "dora", "loha", "lokr", "diffusers"])
 def test_single_files(place, name, tmp_path_factory):
     path = place / f"{name}.safetensors"

@@ -60,6 +60,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_configurations(run):
     config = json.loads((run / "config.yaml").read_text())
     fuzz(
@@ -72,15 +73,18 @@ def test_configurations(run):
     )
 
 
+@pytest.mark.slow
 def test_steps(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     fuzz(run, "metrics.jsonl", jsonl_files(rows), lambda folder: Metrics(folder).keep(1))
 
 
+@pytest.mark.slow
 def test_summaries(run):
     fuzz(run, "summary.json", json_files(json.loads((run / "summary.json").read_text())), read_summary)
 
 
+@pytest.mark.slow
 def test_checkpoints(run):
     name = "checkpoint/step-00000002.safetensors"
 
@@ -93,6 +97,7 @@ def test_checkpoints(run):
     fuzz(run, name, safetensors_files((run / name).read_bytes()), read)
 
 
+@pytest.mark.slow
 def test_caches(run):
     name = f"cache/{KEY[:2]}/{KEY}.safetensors"
 
@@ -116,10 +121,12 @@ def test_embeddings_of_words(run):
 ROWS = [{"file_name": "a.png", "text": "a house"}, {"file_name": "b.png", "text": "a tree"}]
 
 
+@pytest.mark.slow
 def test_captions_in_jsonl(run):
     fuzz(run, "metadata.jsonl", jsonl_files(ROWS), pictures(None), pictures("text"))
 
 
+@pytest.mark.slow
 def test_captions_in_csv(run):
     contents = st.one_of(
         damaged(b"file_name,text\na.png,a house\nb.png,a tree\n"),
@@ -130,6 +137,7 @@ def test_captions_in_csv(run):
     fuzz(run, "metadata.csv", contents, pictures(None), pictures("text"))
 
 
+@pytest.mark.slow
 def test_captions_in_text(run):
     fuzz(run, "a.txt", damaged("a höuse\n".encode()), pictures(None))
 
@@ -142,6 +150,7 @@ def pictures(key):
     return read
 
 
+@pytest.mark.slow
 def test_the_index_of_a_base(run):
     tree = json.loads((run / "model_index.json").read_text())
     fuzz(run, "model_index.json", json_files(tree), lambda folder: check_base(folder, "x"))

@@ -56,6 +56,7 @@ class _About:
     white: int
 
 
+@pytest.mark.slow
 def test_configurations(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["sweep"] = {"model.method": ["original", "fedpara"], "seed": [0, 1]}
@@ -70,6 +71,7 @@ def test_configurations(run):
     )
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_overrides(key, value):
@@ -97,6 +99,7 @@ def test_rounds(run):
     )
 
 
+@pytest.mark.slow
 def test_summaries(run):
     summary = json.loads((run / "summary.json").read_text())
     fuzz(run, "summary.json", json_files(summary), lambda folder: find_runs([folder]), read_summary)

@@ -119,6 +119,7 @@ def test_the_ways_of_naming_a_text_encoders_layer_and_a_unet_that_is_not_named(t
         torch.testing.assert_close((module.factors["lora_B"] @ module.factors["lora_A"]).double(), change)
 
 
+@pytest.mark.slow
 def test_a_rank_cuts_off_as_the_singular_values_say(net, base, saved, tmp_path):
     (one, first), (two, second) = saved("lora"), saved("loha")
     done = combine([one, two], [1, 0.5], tmp_path / "sum", rank=3, form="peft", base=base)

@@ -39,6 +39,7 @@ def assert_equal(one, two):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 @few_runs
 @given(rows=st.integers(1, 60), share=st.floats(0.01, 1), seed=seeds)
 def test_iid_gives_every_row_to_one_client_in_equal_shares(labelled, rows, share, seed):
@@ -52,6 +53,7 @@ def test_iid_gives_every_row_to_one_client_in_equal_shares(labelled, rows, share
     assert_equal(parts, partition_examples(examples, config("iid"), clients, seed))
 
 
+@pytest.mark.slow
 @few_runs
 @given(alpha=st.floats(0.5, 100), clients=st.integers(1, 10), seed=seeds)
 def test_dirichlet_gives_every_row_to_one_client_and_leaves_none_empty(labelled, alpha, clients, seed):
@@ -63,6 +65,7 @@ def test_dirichlet_gives_every_row_to_one_client_and_leaves_none_empty(labelled,
     assert_equal(parts, partition_examples(examples, config("dirichlet", alpha=alpha), clients, seed))
 
 
+@pytest.mark.slow
 @few_runs
 @given(classes=st.integers(1, 5), clients=st.integers(1, 12), seed=seeds)
 def test_pathological_gives_each_client_so_many_classes(labelled, classes, clients, seed):
@@ -121,6 +124,7 @@ def test_nothing_is_written_on_the_terminal(labelled, capfd, recwarn):
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
 
+@pytest.mark.slow
 def test_the_papers_partition_of_cifar10_needs_no_second_draw(labelled):
     examples = labelled(np.arange(50_000) % 10)
     parts = partition_examples(examples, config("dirichlet", alpha=0.5), 100, 0)

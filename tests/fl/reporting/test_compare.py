@@ -72,12 +72,14 @@ def test_an_unfinished_run_says_how_far_it_came(tmp_path):
     assert told(rows, "parameters, M") == []
 
 
+@pytest.mark.slow
 def test_a_run_of_1000_rounds_is_held_against_the_papers_of_1000(tmp_path):
     write_run(tmp_path / "a", "cifar10-iid", accuracies=curve(0.83, rounds=1000), **VGG)
     assert told(compared(tmp_path), "accuracy, %", "Table 9") == [("pass", 83.0, ())]
     assert told(compared(tmp_path), "accuracy, %", "Tables 2, 3 and 9") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "status"), [(0.951, "pass"), (0.949, "fail")])
 def test_personalised_methods_are_compared_seed_by_seed(tmp_path, own, status):
     original = "model.method=original"
@@ -98,6 +100,7 @@ def write_writers(folder, *overrides, seed=0, accuracy=0.9):
     return write_run(folder, *own, seed=seed, accuracies=curve(accuracy, rounds=100), worst=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["paper", "calibrated"])
 def test_the_order_of_figure_5_is_found_across_sweeps_names_and_initialisations(tmp_path, init):
     """The others train whole weights, to which an initialisation of factors says nothing."""
@@ -114,6 +117,7 @@ def test_the_order_of_figure_5_is_found_across_sweeps_names_and_initialisations(
     assert told(rows, "points above local", "Figure 5a") == [("pass", 15.5, ())]
 
 
+@pytest.mark.slow
 def test_seeds_that_only_one_method_has_are_no_part_of_a_difference(tmp_path):
     fedper = ("model.method=original", "personalization.kind=fedper")
     for seed, accuracy in enumerate((0.9, 0.9, 0.1)):
@@ -136,6 +140,7 @@ def test_methods_at_other_rates_or_without_a_common_seed_are_not_compared(tmp_pa
     assert told(compared(tmp_path), "points above fedper") == []
 
 
+@pytest.mark.slow
 def test_learning_rates_within_the_papers_bounds_are_its_own(tmp_path):
     shape = {"params": (118_874, 59_000, 203_530), "worst": 0.5}
     for method in ("pfedpara", "original"):

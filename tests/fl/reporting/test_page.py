@@ -63,6 +63,7 @@ def page_of(tmp_path, groups_in):
     return page_of
 
 
+@pytest.mark.slow
 def test_the_page_parses_and_needs_nothing_beside_it(tmp_path, page_of):
     write_run(tmp_path / "a", "mnist-2class", worst=0.5)
     write_run(tmp_path / "b", "cifar10-iid", accuracies=(0.5, 0.6))
@@ -77,6 +78,7 @@ def test_the_page_parses_and_needs_nothing_beside_it(tmp_path, page_of):
     assert not re.findall(r"(?<!xmlns=\")(?<!xmlns:xlink=\")https?://", page)
 
 
+@pytest.mark.slow
 def test_ids_are_given_once(tmp_path, page_of):
     write_run(tmp_path / "a", "mnist-2class", worst=0.5)
     write_run(tmp_path / "b", "mnist")
@@ -112,6 +114,7 @@ def test_names_and_values_cannot_break_the_page(tmp_path, page_of):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+@pytest.mark.slow
 def test_cells_hold_paper_ours_and_status(tmp_path, page_of):
     for seed, last in enumerate((0.82, 0.83)):
         write_run(tmp_path / f"{seed}", "cifar10-iid", accuracies=(*[0.1] * 199, last), seed=seed)
@@ -141,6 +144,7 @@ def test_a_page_without_a_run_of_the_papers_says_so(tmp_path, page_of):
     assert "None of these runs is one of the paper's." in page_of()
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_where_there_is_something_to_show(tmp_path, groups_in):
     write_run(tmp_path / "a")
     titles = [drawing.title for drawing in draw_all(groups_in(), (2,))]
@@ -161,6 +165,7 @@ def test_a_run_that_sends_nothing_has_no_place_on_an_axis_of_bytes(tmp_path, gro
     assert [drawing.title for drawing in draw_all(groups_in(), (2,))] == ["mnist: seconds a round"]
 
 
+@pytest.mark.slow
 def test_fourteen_lines_can_be_told_apart(tmp_path, groups_in):
     for number in range(14):
         write_run(tmp_path / f"{number:02}", "mnist", f"model.gamma={number / 20}")
@@ -168,6 +173,7 @@ def test_fourteen_lines_can_be_told_apart(tmp_path, groups_in):
     assert len({(key.colour, key.dash) for key in keys}) == 14
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(tmp_path, page_of):
     write_run(tmp_path / "a", "mnist-2class", worst=0.5)
     assert page_of() == page_of()

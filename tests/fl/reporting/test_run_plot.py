@@ -43,6 +43,7 @@ def test_megabytes_are_logarithmic_and_accuracy_is_not(drawn):
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
 
 
+@pytest.mark.slow
 def test_the_axis_says_on_what_was_tested(drawn):
     held_out = [dataclasses.replace(row, worst_accuracy=0.25) for row in rows([0.5, 0.6])]
     assert drawn([("fedpara", rows([0.5]))]).get_ylabel() == "accuracy on the test set, %"
