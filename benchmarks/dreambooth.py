@@ -13,7 +13,9 @@ import torch
 from machine import describe, machine
 from PIL import Image
 
-from lowrank_diffusion.infer.run import Request, Told, infer
+from lowrank_diffusion.infer.request import Request
+from lowrank_diffusion.infer.run import infer
+from lowrank_diffusion.infer.studio import Told
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.results import RunSummary, Silent
 from lowrank_diffusion.run import run
