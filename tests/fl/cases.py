@@ -15,7 +15,7 @@ from lowrank_fl.training import LocalTraining
 
 one_more_trial = pytest.mark.skipif(
     "LOWRANK_TRIALS" not in os.environ,
-    reason="starting a SuperLink takes a minute, and other tests do; LOWRANK_TRIALS=1 runs this one too",
+    reason="starting Ray or a SuperLink takes a minute, and other tests do; LOWRANK_TRIALS=1 runs this one too",
 )
 
 

@@ -133,7 +133,8 @@ def test_workers_give_the_same_bits_with_noise_failures_and_poison(tmp_path, qui
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ray", pytest.param("superlink", marks=one_more_trial)])
+@one_more_trial
+@pytest.mark.parametrize("engine", ["ray", "superlink"])
 def test_engines_give_the_same_bits_with_noise_failures_and_poison(tmp_path, engine):
     pytest.importorskip("dp_accounting", reason="the extra `privacy` is not installed")
     pytest.importorskip("ray")

@@ -181,7 +181,7 @@ def test_the_lock_stays_so_that_it_is_the_same_for_everybody(tmp_path):
 
 
 PERSONALISED = ["model.method=pfedpara", "partition.held_out=0.2"]
-ROUNDS = 40
+ROUNDS = 20
 FEDAVG = pytest.param(
     ["strategy.name=fedavg"],
     marks=pytest.mark.skipif("LOWRANK_KILLS" not in os.environ, reason="SCAFFOLD's run does the same and more"),
