@@ -400,12 +400,13 @@ def test_resume_refuses_another_configuration_and_a_folder_without_a_run(fit, tm
             r"needs the package bitsandbytes, which is not installed; install it with pip install '",
         ),
         ("track.tensorboard=true", r"tensorboard, which is not installed; install it with pip install tensorboard"),
+        ("track.wandb=true", r"the package wandb, which is not installed; install it with pip install wandb, or leave"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(fit, tmp_path, override, sentence, monkeypatch):
     import sys
 
-    for package in ("torch.utils.tensorboard", "bitsandbytes.functional"):
+    for package in ("torch.utils.tensorboard", "bitsandbytes.functional", "wandb"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LowrankError, match=sentence):
         fit(tmp_path / "run", override)
@@ -413,16 +414,21 @@ def test_what_a_user_can_mend_is_one_sentence(fit, tmp_path, override, sentence,
     assert not [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]
 
 
-def test_prodigy_and_tensorboard_through_a_whole_run(fit, tmp_path):
+def test_prodigy_and_trackers_through_a_whole_run(fit, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    fit(tmp_path / "run", "track.tensorboard=true", "train.optimizer=prodigy", "train.lr=1", "train.steps=3")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    told = ["track.tensorboard=true", "track.wandb=true", "sample.prompts=[a house]", "sample.steps=1"]
+    fit(tmp_path / "run", *told, "train.optimizer=prodigy", "train.lr=1", "train.steps=3")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     shown = [(event.step, event.value) for event in events.Scalars("loss")]
     assert [step for step, _ in shown] == [row["step"] for row in rows] == [1, 2, 3]
     assert [value for _, value in shown] == pytest.approx([row["loss"] for row in rows])
+    assert [event.step for event in events.Images("samples")] == [0, 3]
+    grids = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/samples_*.png")
+    assert sorted(path.name.split("_")[1] for path in grids) == ["0", "3"]
 
 
 def test_going_on_from_an_adapter_starts_where_it_ended(fit, finished, tmp_path):

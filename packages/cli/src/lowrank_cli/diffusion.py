@@ -46,10 +46,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR",
-            help="Go on with the run in this folder after its latest checkpoint.",
+            help="Go on with the run in this folder, or at hf://OWNER/NAME, after its latest checkpoint.",
             show_default=False,
             rich_help_panel="Output",
         ),
@@ -67,10 +67,17 @@ def train(
     if resume is not None:
         from lowrank_cli.fine_tuning import go_on
         from lowrank_core import UsageError
+        from lowrank_diffusion.hub import hub_place
 
-        if config or override or processes is not None or seed is not None or out or plan:
-            raise UsageError("--resume takes everything from its folder; leave the configuration and --out out")
-        go_on(resume, as_json=as_json, quiet=quiet)
+        there = hub_place(resume)
+        if config or processes is not None or seed is not None or plan or (there is None and (override or out)):
+            raise UsageError(
+                "--resume takes everything from its folder; leave the configuration and --out out (a run on the hub "
+                "takes -o and --out)"
+            )
+        if there is not None and there.file is not None:
+            raise UsageError(f"--resume takes a run, and {resume} is a file; write hf://OWNER/NAME")
+        go_on(Path(resume) if there is None else there, out, override, as_json=as_json, quiet=quiet)
         return
     from lowrank_diffusion.load import load_config
 
@@ -83,6 +90,42 @@ def train(
         from lowrank_cli.fine_tuning import carry_out
 
         carry_out(settings, out, as_json=as_json, quiet=quiet)
+
+
+@app.command(
+    cls=SectionedCommand,
+    epilog="Example: lowrank diffusion push runs/pets me/pets --private",
+)
+def push(
+    run: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Where it is made, only you see it.")] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="BRANCH", help="Made if need be; main if not given.", show_default=False),
+    ] = None,
+    with_checkpoint: Annotated[
+        bool, typer.Option("--with-checkpoint", help="Also what --resume hf://OWNER/NAME goes on from.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Push a run to the Hugging Face hub: card, adapters in all forms, samples, metrics and configuration.
+
+    It needs a login (hf auth login, or HF_TOKEN) and makes the repository if it is not there. Of paths that lead out of
+    the current folder the configuration there has the last names only.
+    """
+    from lowrank_cli.fine_tuning import push_run
+
+    push_run(
+        run,
+        repository,
+        private=private,
+        revision=revision,
+        with_checkpoint=with_checkpoint,
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 _WRITING = "Adapter"

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
 
 from lowrank_cli.steps import memory, watch_steps
 from lowrank_cli.tables import make_table, stdout
-from lowrank_diffusion.config import DiffusionConfig
+from lowrank_core.errors import UsageError
+from lowrank_diffusion.config import DiffusionConfig, HubConfig
+from lowrank_diffusion.config.hub import repository as check
+from lowrank_diffusion.hub import HubPlace
 from lowrank_diffusion.results import Observer, RunSummary
 
 
@@ -25,15 +28,36 @@ def carry_out(config: DiffusionConfig, out: Path | None, *, as_json: bool, quiet
     _show(work, as_json=as_json, quiet=quiet)
 
 
-def go_on(folder: Path, *, as_json: bool, quiet: bool) -> None:
-    """Resume what `folder` holds and print the summary, after Ctrl-C too."""
+def go_on(place: Path | HubPlace, out: Path | None, overrides: Sequence[str], *, as_json: bool, quiet: bool) -> None:
+    """Resume and print the summary, after Ctrl-C too; `out` and `overrides` are for a run on the hub."""
 
     def work(observer: Observer) -> RunSummary:
-        from lowrank_diffusion.run import resume
+        from lowrank_diffusion.run import resume, resume_from_hub
 
-        return resume(folder, observer)
+        return resume(place, observer) if isinstance(place, Path) else resume_from_hub(place, out, overrides, observer)
 
     _show(work, as_json=as_json, quiet=quiet)
+
+
+def push_run(
+    run: Path,
+    repository: str,
+    *,
+    private: bool,
+    revision: str | None,
+    with_checkpoint: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Push a run, and print where it is."""
+    from lowrank_diffusion.pushing import push
+
+    try:
+        hub = HubConfig(push=check(repository), private=private, revision=revision, checkpoints=with_checkpoint)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    pushed = push(run, hub, lambda text: None if quiet else typer.echo(text, err=True))
+    typer.echo(json.dumps(dataclasses.asdict(pushed)) if as_json else pushed.url)
 
 
 def show_plan(config: DiffusionConfig, *, as_json: bool, quiet: bool) -> None:

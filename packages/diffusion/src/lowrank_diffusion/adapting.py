@@ -1,6 +1,7 @@
 """The adapters of a run, put on the networks of its base."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files import load
 from lowrank_diffusion.config import AdapterSettings, DiffusionConfig
+from lowrank_diffusion.fetching import local_adapter
 from lowrank_diffusion.pivotal import NewWord, new_word
 from lowrank_diffusion.seeds import derive_seed
 
@@ -65,20 +67,21 @@ def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], N
     settings = config.adapter
     places = list(PLACES) if settings.text_encoders else ["unet"]
     # Stable Diffusion 1 has one text encoder.
+    source = None if settings.init_from is None else local_adapter(settings.init_from, note)
     networks = {place: getattr(pipeline, PLACES[place]) for place in places if hasattr(pipeline, PLACES[place])}
     for number, (place, network) in enumerate(networks.items()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "adapter", number))
             wanted = adapter_config(settings, settings.target if place == "unet" else settings.text_target)
-            if settings.init_from is None:
+            if source is None:
                 inject(network, wanted)
             else:
-                _go_on_from(settings.init_from, place, network, wanted, note)
+                _go_on_from(source, place, network, wanted, note)
     return Adapters(networks, word)
 
 
 def _go_on_from(
-    source: str, place: str, network: nn.Module, wanted: AdapterConfig, note: Callable[[str], None]
+    source: Path, place: str, network: nn.Module, wanted: AdapterConfig, note: Callable[[str], None]
 ) -> None:
     try:
         load(network, source)

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import yaml
 
+from lowrank_diffusion.base_files import HUB_ID, SDXL
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.families import Family
 from lowrank_diffusion.noise import TrainingNoise
+from lowrank_diffusion.published import published
 from lowrank_diffusion.results import RunSummary
 from lowrank_diffusion.words import PARTS, word_file
 
+_LICENCES = {SDXL: "openrail++", "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m"}
+"""Of bases whose licence is for what is made of them too."""
 _METHODS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "adalora": "AdaLoRA"}
 
 
@@ -32,29 +36,44 @@ def model_card(
         noise: what it was trained to predict, and over which schedule.
         family: of the base.
     """
-    method, base = _METHODS[config.adapter.method], config.base.path
+    method, tree = _METHODS[config.adapter.method], published(config)
+    base, data = tree["base"]["path"], tree["data"]["path"]
+    grid = _latest_grid(run)
     fields = {
-        "base_model": base,
+        **_licence(config),
+        # The hub takes no other name here than its own.
+        **({"base_model": base} if _is_on_hub(config.base.path) else {}),
         "library_name": "diffusers",
-        "tags": [family.tag, "text-to-image", "lowrank", config.adapter.method],
+        "pipeline_tag": "text-to-image",
+        "tags": [family.tag, "text-to-image", "diffusers", "lowrank", config.adapter.method],
     }
     prompt = config.data.trigger or config.pivotal.token or next(iter(config.sample.prompts), None)
     if prompt is not None:
         fields["instance_prompt"] = prompt
+    if grid is not None:
+        # What the hub shows above the card.
+        fields["widget"] = [{"text": " | ".join(config.sample.prompts), "output": {"url": f"samples/{grid.name}"}}]
     sections = [
         f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n",
         f"# {config.name}\n",
         f"{method} of rank {config.adapter.rank} for `{base}`, {summary.trainable_params:,} parameters, trained on "
-        f"`{config.data.path}` for {summary.steps} steps of {_batch(config)} pictures.\n",
+        f"`{data}` for {summary.steps} steps of {_batch(config)} pictures.\n",
         *_prediction(noise),
         *_losses(summary),
-        *_grid(run, config),
+        *_grid(grid, config),
         _files(config, places),
-        "## Configuration\n\n```yaml\n"
-        + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        + "```\n",
+        "## Configuration\n\n```yaml\n" + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True) + "```\n",
     ]
     return "\n".join(sections)
+
+
+def _licence(config: DiffusionConfig) -> dict[str, str]:
+    found = config.hub.license or _LICENCES.get(config.base.path)
+    return {} if found is None else {"license": found}
+
+
+def _is_on_hub(base: str) -> bool:
+    return HUB_ID.fullmatch(base) is not None and not Path(base).exists()
 
 
 def _batch(config: DiffusionConfig) -> int:
@@ -80,12 +99,16 @@ def _losses(summary: RunSummary) -> list[str]:
     ]
 
 
-def _grid(run: Path, config: DiffusionConfig) -> list[str]:
-    grids = sorted((run / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-")))
-    if not grids:
+def _latest_grid(run: Path) -> Path | None:
+    grids = (run / "samples").glob("step-*.png")
+    return max(grids, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
+
+
+def _grid(grid: Path | None, config: DiffusionConfig) -> list[str]:
+    if grid is None:
         return []
     prompts = "\n".join(f"1. {prompt}" for prompt in config.sample.prompts)
-    return [f"![Samples](samples/{grids[-1].name})\n", f"{prompts}\n"]
+    return [f"![Samples](samples/{grid.name})\n", f"{prompts}\n"]
 
 
 def _files(config: DiffusionConfig, places: Sequence[str]) -> str:

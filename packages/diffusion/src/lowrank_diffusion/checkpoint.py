@@ -19,6 +19,7 @@ from lowrank_core.files.check import some
 from lowrank_core.files.tensors import read_tensors, write_tensors
 from lowrank_core.parsing import parse_json, record_of
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.published import published
 
 _FOLDER = "checkpoint"
 _TENSOR = "$tensor"
@@ -46,9 +47,13 @@ def run_digest(config: DiffusionConfig, pictures: str, processes: int) -> str:
         pictures: `Material.digest`.
         processes: of all machines together; with batch and accumulation they make the global batch.
     """
-    tree = config.model_dump(mode="json", exclude={"name", "sample", "track"})
+    tree = published(config)
+    for section in ("name", "sample", "track", "hub"):
+        del tree[section]
     for key in ("checkpoint_every", "keep_checkpoints", "loss_limit", "device", "processes"):
         del tree["train"][key]
+    # A run may go on where the same pictures lie elsewhere.
+    del tree["data"]["path"], tree["prior"]["path"], tree["cache"]["folder"]
     described = json.dumps([tree, pictures, processes], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()
 

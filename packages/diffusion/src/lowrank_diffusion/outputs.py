@@ -16,6 +16,7 @@ from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.families import Family
 from lowrank_diffusion.material import Material
 from lowrank_diffusion.noise import TrainingNoise
+from lowrank_diffusion.published import without_folders
 from lowrank_diffusion.results import RunSummary
 from lowrank_diffusion.words import word_file
 
@@ -77,7 +78,7 @@ def metadata(
         "modelspec.prediction_type": "v" if noise.prediction == "v_prediction" else "epsilon",
         **({} if trigger is None else {"modelspec.trigger_phrase": trigger}),
         "ss_output_name": config.name,
-        "ss_sd_model_name": config.base.path,
+        "ss_sd_model_name": without_folders(config.base.path),
         "ss_resolution": f"({data.resolution}, {data.resolution})",
         "ss_enable_bucket": data.buckets,
         "ss_num_train_images": len(material.trained) * data.repeats,

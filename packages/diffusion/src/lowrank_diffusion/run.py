@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import statistics
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.devices import make_accelerator
 from lowrank_diffusion.examples import Examples
 from lowrank_diffusion.families import family_of
+from lowrank_diffusion.fetching import fetch_run
 from lowrank_diffusion.folder import Metrics, begin, read_summary, write_summary
+from lowrank_diffusion.hub import HubPlace
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
@@ -28,11 +31,12 @@ from lowrank_diffusion.offloading import Offloaded
 from lowrank_diffusion.outputs import write_outputs
 from lowrank_diffusion.pivotal import check_captions
 from lowrank_diffusion.prior import prior_run
+from lowrank_diffusion.pushing import check_repository, push
 from lowrank_diffusion.quantizing import bitsandbytes, quantize
 from lowrank_diffusion.results import Observer, RunStart, RunSummary, Silent, StepRow
 from lowrank_diffusion.samples import Sampler, save_grid
 from lowrank_diffusion.stopping import stop_requests
-from lowrank_diffusion.tracking import track_with_tensorboard
+from lowrank_diffusion.tracking import Trackers, check_trackers, tracked
 from lowrank_diffusion.trainer import WINDOW, Diverged, Trainer
 
 
@@ -76,6 +80,22 @@ def resume(folder: Path, observer: Observer) -> RunSummary:
         Interrupted: Ctrl-C.
     """
     return _carry_out(load_config(str(config_file(folder))), folder, observer)
+
+
+def resume_from_hub(there: HubPlace, out: Path | None, overrides: Sequence[str], observer: Observer) -> RunSummary:
+    """Fetch a run that was pushed with its checkpoint into a new folder, and go on with it there.
+
+    Raises:
+        LowrankError: what `fetch_run` and `resume` raise.
+        UsageError: several processes were started, and each would fetch it.
+        Interrupted: Ctrl-C.
+    """
+    if _is_one_of_several():
+        raise UsageError(
+            "several processes were started, and each would fetch the run; resume it with one, or with --resume DIR "
+            "from a folder that all see"
+        )
+    return resume(fetch_run(there, out, overrides, observer.note), observer)
 
 
 def _is_one_of_several() -> bool:
@@ -123,8 +143,12 @@ class _Run:
         train = config.train
         self.main: bool = accelerator.is_main_process
         self.global_batch = train.batch_size * train.accumulate * accelerator.num_processes
+        # Before anything is fetched.
         if config.base.quantize != "none":
-            bitsandbytes()  # Before anything is fetched.
+            bitsandbytes()
+        if self.main:
+            check_trackers(config.track)
+            check_repository(config.hub)
         self.material = find_material(config, self.global_batch, observer.note)
         check_captions(config, self.material.captions)
         self.pipeline: Any = load_base(
@@ -158,6 +182,7 @@ class _Run:
         self.trainer = Trainer(config, accelerator, self.adapters, examples[0], self.noise, *examples[1:])
         self.sampler = Sampler(config, self.pipeline, self.adapters, text)
         self.metrics = Metrics(folder)
+        self.trackers = Trackers([])
         self.rows: list[StepRow] = []
         if checkpoint is not None:
             self.rows = self.metrics.keep(checkpoint.step) if self.main else self.metrics.read()[: checkpoint.step]
@@ -182,7 +207,8 @@ class _Run:
         self.trained = self.adapters.size
         interrupted = False
         with ExitStack() as opened:
-            tell = opened.enter_context(track_with_tensorboard(self.folder, config.track, self.main))
+            if self.main:
+                self.trackers = opened.enter_context(tracked(self.folder, config, self.observer.note))
             stop = opened.enter_context(stop_requests())
             if trainer.step == 0:
                 self._sample()
@@ -194,7 +220,7 @@ class _Run:
                     self.rows.append(row)
                     if self.main:
                         self.metrics.add(row)
-                    tell(row)
+                    self.trackers.row(row)
                     self.observer.step_ended(row)
                     trainer.check_mean()
                     if last or stopped or row.step % config.train.checkpoint_every == 0:
@@ -212,6 +238,8 @@ class _Run:
         summary = self._finish(interrupted=interrupted)
         if interrupted:
             raise Interrupted(self.folder, summary)
+        if self.main and config.hub.push is not None:
+            self._push(config.hub.push)
         return summary
 
     def _base_loss(self) -> float | None:
@@ -225,13 +253,31 @@ class _Run:
     def _sample(self) -> None:
         if self.main and self.config.sample.prompts:
             with self.trainer.averages.used():
-                save_grid(self.folder, self.trainer.step, self.sampler.draw())
+                grid = save_grid(self.folder, self.trainer.step, self.sampler.draw())
+            self.trackers.samples(self.trainer.step, grid)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
         if self.main:
             save_checkpoint(self.folder, self.digest, self.trainer.checkpoint(), self.config.train.keep_checkpoints)
+            # The last one goes with the finished run.
+            if self.config.hub.checkpoints and self.trainer.step < self.config.train.steps:
+                try:
+                    push(self.folder, self.config.hub, self.observer.note)
+                except LowrankError as error:
+                    self.observer.note(f"{error}; training goes on")
         self.accelerator.wait_for_everyone()
+
+    def _push(self, repository: str) -> None:
+        """Push the finished run; what fails there has cost no training."""
+        try:
+            pushed = push(self.folder, self.config.hub, self.observer.note)
+        except LowrankError as error:
+            raise LowrankError(
+                f"the run is finished and kept in {self.folder}, but {error}; mend that, and push it by "
+                f"lowrank diffusion push {self.folder} {repository}"
+            ) from error
+        self.observer.note(f"pushed: {pushed.url}")
 
     def _fall_back(self, error: Diverged) -> None:
         """Write the adapter of the last checkpoint, and say so."""

@@ -88,9 +88,11 @@ def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.I
     return canvas
 
 
-def save_grid(run: Path, step: int, pictures: Sequence[Image.Image]) -> None:
-    """samples/step-N.png, written whole."""
-    png(grid(pictures), run / "samples" / f"step-{step}.png")
+def save_grid(run: Path, step: int, pictures: Sequence[Image.Image]) -> Image.Image:
+    """samples/step-N.png, written whole, and what it shows."""
+    whole = grid(pictures)
+    png(whole, run / "samples" / f"step-{step}.png")
+    return whole
 
 
 def png(picture: Image.Image, path: Path) -> None:

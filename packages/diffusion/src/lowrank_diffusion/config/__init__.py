@@ -1,6 +1,7 @@
 """A fine-tuning run as data: every key of a run's YAML file, its type, its bounds and its default."""
 
 from lowrank_diffusion.config.data import DataConfig, PriorConfig
+from lowrank_diffusion.config.hub import HubConfig
 from lowrank_diffusion.config.loss import LossConfig
 from lowrank_diffusion.config.model import AdapterSettings, BaseConfig
 from lowrank_diffusion.config.pivotal import PivotalConfig
@@ -14,6 +15,7 @@ __all__ = [
     "CacheConfig",
     "DataConfig",
     "DiffusionConfig",
+    "HubConfig",
     "LossConfig",
     "PivotalConfig",
     "PriorConfig",

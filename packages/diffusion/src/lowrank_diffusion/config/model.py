@@ -49,4 +49,4 @@ class AdapterSettings(Section):
     """Train an adapter on the text encoders too."""
     text_target: list[str] | str = ["q_proj", "k_proj", "v_proj", "out_proj"]
     init_from: str | None = None
-    """Go on from the adapter in this PEFT folder or file."""
+    """Go on from the adapter in this PEFT folder or file, or at hf://OWNER/NAME on the hub."""

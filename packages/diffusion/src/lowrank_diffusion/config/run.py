@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from lowrank_diffusion.config.data import DataConfig, PriorConfig
+from lowrank_diffusion.config.hub import HubConfig
 from lowrank_diffusion.config.loss import LossConfig
 from lowrank_diffusion.config.model import AdapterSettings, BaseConfig
 from lowrank_diffusion.config.pivotal import PivotalConfig
@@ -29,6 +30,7 @@ class DiffusionConfig(Section):
     cache: CacheConfig = CacheConfig()
     sample: SampleConfig = SampleConfig()
     track: TrackConfig = TrackConfig()
+    hub: HubConfig = HubConfig()
 
     @model_validator(mode="after")
     def _text_is_trained_or_cached(self) -> "DiffusionConfig":

@@ -23,3 +23,8 @@ class TrackConfig(Section):
     validate_every: PositiveInt = 50
     """Steps between two validation losses, always of the same noise and time steps."""
     tensorboard: bool = False
+    wandb: bool = False
+    """Weights & Biases, with a login of its own, or without the network where WANDB_MODE is offline."""
+    project: str = "lowrank"
+    entity: str | None = None
+    """Whose it is there; the login's own if not given."""

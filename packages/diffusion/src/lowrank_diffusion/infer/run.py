@@ -18,7 +18,7 @@ def infer(request: Request, told: Told) -> Drawn:
     """
     if not request.adapters and not request.embeddings:
         raise UsageError("infer takes an adapter: the folder of a run, a PEFT folder or a .safetensors file")
-    means = means_of(request)
+    means = means_of(request, told.note)
     check(request)
     out = free_folder(request.out)
     return Studio(means, request, told.note, once=True).draw(request, out, told)

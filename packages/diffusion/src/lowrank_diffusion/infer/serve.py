@@ -44,7 +44,7 @@ def serve(
         raise UsageError(f"the page draws one prompt at a time, and --prompt is given {len(request.prompts)} times")
     if not request.adapters and request.base is None:
         raise UsageError("--serve draws with adapters, or with a base alone; give an adapter, or a --base")
-    means = means_of(request)
+    means = means_of(request, note)
     check(replace(request, prompts=request.prompts or [""]))
     out = free_folder(request.out)
     with _listening(host, port) as listener:
