@@ -139,7 +139,7 @@ def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     # As HF_ENDPOINT and HF_HOME set them.
     monkeypatch.setattr(constants, "ENDPOINT", address)

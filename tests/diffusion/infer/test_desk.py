@@ -110,7 +110,7 @@ def open_desk(made, tmp_path_factory):
 
     def open_desk(*adapters, **given):
         request = Request([made.folder / each for each in adapters], [], base=made.base, device="cpu", **given)
-        studio = Studio(means_of(request), request, lambda text: None, once=False)
+        studio = Studio(means_of(request, print), request, lambda text: None, once=False)
         return Desk(studio, request, tmp_path_factory.mktemp("desk") / "out", lambda text: None)
 
     return open_desk

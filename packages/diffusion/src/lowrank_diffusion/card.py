@@ -5,15 +5,15 @@ from pathlib import Path
 
 import yaml
 
-from lowrank_diffusion.base_files import HUB_ID, SDXL
+from lowrank_diffusion.base_files import HUB_ID
 from lowrank_diffusion.config import DiffusionConfig
-from lowrank_diffusion.families import Family
+from lowrank_diffusion.families import SD1, SDXL, Family
 from lowrank_diffusion.noise import TrainingNoise
 from lowrank_diffusion.published import published
 from lowrank_diffusion.results import RunSummary
 from lowrank_diffusion.words import PARTS, word_file
 
-_LICENCES = {SDXL: "openrail++", "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m"}
+_LICENCES = {SDXL.repository: "openrail++", SD1.repository: "creativeml-openrail-m"}
 """Of bases whose licence is for what is made of them too."""
 _METHODS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "adalora": "AdaLoRA"}
 

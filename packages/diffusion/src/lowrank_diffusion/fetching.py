@@ -17,9 +17,16 @@ from lowrank_diffusion.hub import HubPlace, asking, hub_place
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.published import published
 from lowrank_diffusion.weights_and_biases import ID
+from lowrank_diffusion.words import word_file
 
 Note = Callable[[str], None]
-_ADAPTER = ("config.yaml", "adapter_*", WEIGHTS_NAME, *(f"{folder}/adapter_*" for folder in COMPONENT_OF_FOLDER))
+_ADAPTER = (
+    "config.yaml",
+    "adapter_*",
+    WEIGHTS_NAME,
+    word_file("*"),
+    *(f"{folder}/adapter_*" for folder in COMPONENT_OF_FOLDER),
+)
 _RUN = ("config.yaml", "metrics.jsonl", "summary.json", ID, "samples/step-*.png", "checkpoint/step-*.safetensors")
 
 
