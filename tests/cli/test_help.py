@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 
 FL = [("fl",), *(("fl", command) for command in ("run", "presets", "partition", "report"))]
-DIFFUSION = [("diffusion",), *(("diffusion", command) for command in ("train", "presets", "merge", "extract"))]
+DIFFUSION = [("diffusion",), *(("diffusion", command) for command in ("train", "presets", "push", "merge", "extract"))]
 COMMANDS = [(), *FL, *DIFFUSION, ("convert",), ("count-params",), ("infer",), ("doctor",)]
 HEAVY = {"torch", "torchvision", "flwr", "flwr_datasets", "datasets", "diffusers", "peft", "pydantic", "numpy", "rich"}
 
