@@ -175,8 +175,8 @@ def infer(
     """Draw pictures with adapters, or on a page (--serve), or name the classes of pictures with a federated run.
 
     RUN_OR_ADAPTER is the folder of a run, a PEFT folder, a .safetensors file of kohya, LyCORIS, ComfyUI or
-    diffusers, or hf://OWNER/NAME; several are summed. The folder of a federated run comes alone, before files and folders
-    of pictures.
+    diffusers, or hf://OWNER/NAME; several are summed. The folder of a federated run comes alone, before files and
+    folders of pictures.
     """
     from lowrank_cli import inferring
 
