@@ -32,17 +32,6 @@ RUN = [
 PLACES = {"unet": "unet", "text_encoder_one": "text_encoder", "text_encoder_two": "text_encoder_2"}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    from lowrank_diffusion.tiny.pretrain import untrained
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    untrained().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=["lora", "loha", "lokr", "adalora"])
 def trained(request, base, tmp_path_factory):
     """A run of each method."""

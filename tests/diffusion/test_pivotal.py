@@ -34,17 +34,6 @@ WORD = ["pivotal.token=<pack>", "pivotal.vectors=3", "pivotal.lr=0.01", "pivotal
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    from lowrank_diffusion.tiny.pretrain import untrained
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    untrained().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fit(base):
     from lowrank_diffusion.load import load_config
     from lowrank_diffusion.results import Silent

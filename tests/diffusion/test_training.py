@@ -31,17 +31,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder as diffusers saves an SDXL."""
-    from lowrank_diffusion.tiny.pretrain import untrained
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    untrained().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fit(base):
     """`fit(out, "train.steps=3", observer=...)` carries out a small run."""
     from lowrank_diffusion.load import load_config
