@@ -9,11 +9,11 @@ from guard import answers_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import fuzzed, json_files, safetensors_files
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 
 import lowrank_core
 from lowrank_core import AdaLoRA, LoHa, LoKr, LoRA
-from lowrank_core.files import convert, read
+from lowrank_core.files import combine, convert, extract, read
 
 FORMS = ["peft", "kohya", "lora", "diffusers", "merged"]
 CONFIGS = {
@@ -150,6 +150,37 @@ def test_the_base_of_a_merge(place, tmp_path):
         base.write_bytes(content)
         answers_or_refuses(
             lambda: convert(place / "loha", tmp_path / "merged", "merged", base=base, overwrite=True), tmp_path
+        )
+
+    run()
+
+
+def test_the_second_of_adapters_that_are_merged(place, tmp_path):
+    other = tmp_path / "other.safetensors"
+
+    @fuzzed
+    @given(content=safetensors_files((place / "lora.safetensors").read_bytes()), rank=st.sampled_from([None, 1]))
+    def run(content, rank):
+        other.write_bytes(content)
+        both = [place / "lora.safetensors", other]
+        answers_or_refuses(
+            lambda: combine(both, [1.0, 0.5], tmp_path / "sum", rank=rank, form="peft", overwrite=True), tmp_path
+        )
+
+    run()
+
+
+def test_the_model_that_an_adapter_is_made_of(place, tmp_path):
+    tuned = tmp_path / "tuned.safetensors"
+    content = save({name: tensor + 1 for name, tensor in load_file(place / "base.safetensors").items()})
+
+    @fuzzed
+    @given(content=safetensors_files(content))
+    def run(content):
+        tuned.write_bytes(content)
+        answers_or_refuses(
+            lambda: extract(place / "base.safetensors", tuned, tmp_path / "x", rank=2, form="peft", overwrite=True),
+            tmp_path,
         )
 
     run()

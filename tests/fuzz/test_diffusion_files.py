@@ -12,7 +12,7 @@ from PIL import Image
 
 from lowrank_cli.inferring import is_federated
 from lowrank_core.files.tensors import write_tensors
-from lowrank_diffusion.base_files import check_base
+from lowrank_diffusion.base_files import check_base, identity_of
 from lowrank_diffusion.caches import DiskCache
 from lowrank_diffusion.checkpoint import (
     Checkpoint,
@@ -21,13 +21,15 @@ from lowrank_diffusion.checkpoint import (
     numbered_state,
     save_checkpoint,
 )
-from lowrank_diffusion.config import DataConfig
+from lowrank_diffusion.config import BaseConfig, DataConfig
 from lowrank_diffusion.data.sources import find_pictures
+from lowrank_diffusion.families import SD1, SDXL
 from lowrank_diffusion.folder import Metrics, read_summary
 from lowrank_diffusion.infer.embeddings import embeddings_of
 from lowrank_diffusion.infer.sources import base_of, sources_of
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.results import RunSummary, StepRow
+from lowrank_diffusion.single_file import read_single_file
 
 KEY = "0" * 64
 
@@ -57,6 +59,10 @@ def run(tmp_path_factory):
     (folder / "model_index.json").write_text(
         json.dumps({"_class_name": "StableDiffusionXLPipeline", "unet": ["a", "b"]})
     )
+    for family in (SD1, SDXL):
+        parts = {f"{start}weight": torch.ones(2) for start in family.prefixes.values()}
+        said = {"modelspec.prediction_type": "v", "ss_v_parameterization": "True"}
+        write_tensors(folder / f"{family.name}.safetensors", parts | {"v_pred": torch.empty(0)}, said)
     return folder
 
 
@@ -118,6 +124,16 @@ def test_embeddings_of_words(run):
     )
 
 
+@pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda family: family.name)
+def test_whole_models_in_one_file(run, family):
+    name = f"{family.name}.safetensors"
+
+    def read(folder):
+        return identity_of(BaseConfig(path=str(folder / name), config="tiny"), ["vae"])
+
+    fuzz(run, name, safetensors_files((run / name).read_bytes()), lambda folder: read_single_file(folder / name), read)
+
+
 ROWS = [{"file_name": "a.png", "text": "a house"}, {"file_name": "b.png", "text": "a tree"}]
 
 
@@ -154,6 +170,12 @@ def pictures(key):
 def test_the_index_of_a_base(run):
     tree = json.loads((run / "model_index.json").read_text())
     fuzz(run, "model_index.json", json_files(tree), lambda folder: check_base(folder, "x"))
+
+
+def test_the_width_by_which_bases_are_told_apart(run):
+    tree = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768}
+    (run / "model_index.json").write_text(json.dumps({"_class_name": SD1.pipeline}))
+    fuzz(run, "unet/config.json", json_files(tree), lambda folder: check_base(folder, "x"))
 
 
 @pytest.mark.slow

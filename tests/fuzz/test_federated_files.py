@@ -15,12 +15,15 @@ from mutations import fuzzed, json_files, jsonl_files, safetensors_files, yaml_f
 
 from lowrank_fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowrank_fl.client_state import ClientStates
+from lowrank_fl.config import DataConfig, PartitionConfig
+from lowrank_fl.data.shakespeare import load_shakespeare
 from lowrank_fl.folder import RunFolder, finished_rounds, read_summary
 from lowrank_fl.infer import load_classifier
 from lowrank_fl.load import expand, load_config, load_to_resume
 from lowrank_fl.models.build import build_model
 from lowrank_fl.reporting.read import find_runs
 from lowrank_fl.results import RoundRow, RunSummary
+from lowrank_fl.saved_model import start_from
 from lowrank_fl.state import state_of
 
 OVERRIDES = ["model.name=mlp", "model.width=4", "model.gamma=0.5", "rounds=2"]
@@ -116,13 +119,20 @@ def test_checkpoints(run):
     fuzz(run, "checkpoint/state.safetensors", safetensors_files(content), read)
 
 
+def start(folder):
+    """The model of a run as the start of another."""
+    config = load_config("mnist", OVERRIDES)
+    model, _ = build_model(config.model, (1, 2, 2), 3, seed=0)
+    start_from(model, config.model.name, folder)
+
+
 def test_descriptions_of_models(run):
-    fuzz(run, "model.json", json_files(json.loads((run / "model.json").read_text())), load_classifier)
+    fuzz(run, "model.json", json_files(json.loads((run / "model.json").read_text())), load_classifier, start)
 
 
 def test_weights_of_models(run):
     content = (run / "model.safetensors").read_bytes()
-    fuzz(run, "model.safetensors", safetensors_files(content), load_classifier)
+    fuzz(run, "model.safetensors", safetensors_files(content), load_classifier, start)
 
 
 def test_states_of_clients(run):
@@ -133,3 +143,13 @@ def test_states_of_clients(run):
         return ClientStates(folder / "clients" / "personal").load(0, 2)
 
     fuzz(run, name, safetensors_files(content), read)
+
+
+def test_the_plays(run):
+    rows = [{"play": "a", "role": name, "text": "To be, or not to be. " * 20} for name in ("x", "y")]
+
+    def read(folder):
+        path = str(folder / "plays.jsonl")
+        return load_shakespeare(DataConfig(name="shakespeare", path=path), PartitionConfig(kind="natural"), seed=0)
+
+    fuzz(run, "plays.jsonl", jsonl_files(rows), read)

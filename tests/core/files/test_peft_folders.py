@@ -160,7 +160,7 @@ def test_an_unknown_field_is_kept(net, tmp_path, quiet):
         ({"peft_type": "OFT"}, "peft_type 'OFT'"),
         ({"lora_bias": True}, "sets lora_bias, which is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "starts from pissa_niter_4, which changes the base weights"),
-        ({"rank_pattern": {"(": 2}}, "a pattern that is no regular expression"),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern of adapter_config.json '\\(' is not a regular expression"),
         ({"r": "4"}, "a value of the wrong type: r is '4', expected a number; correct it"),
         ({"rank_pattern": {"head": "4"}}, "rank_pattern is {'head': '4'}, expected names with numbers"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),

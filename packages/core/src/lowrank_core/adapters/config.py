@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from lowrank_core.adapters.dora import Axis
 from lowrank_core.adapters.forms import AdaLoRAForm, Form, Init, LoHaForm, LoKrForm, LoRAForm
-from lowrank_core.errors import UsageError
+from lowrank_core.errors import UsageError, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +54,15 @@ class AdapterConfig:
         ranks: dict[str, Any] = {"rank": self.rank, **self.rank_pattern}
         for name, rank in ranks.items():
             if not isinstance(rank, int):
-                raise UsageError(f"rank must be a whole number, got {rank!r} for {name}")
+                raise UsageError(f"rank must be a whole number, got {shortened(repr(rank))} for {shortened(name)}")
             if rank < 1:
-                raise UsageError(f"rank must be at least 1, got {rank} for {name}")
+                raise UsageError(f"rank must be at least 1, got {rank} for {shortened(name)}")
         alphas: dict[str, Any] = {"alpha": self.alpha, **self.alpha_pattern}
         for name, alpha in alphas.items():
             if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-                raise UsageError(f"alpha must be a finite number, got {alpha!r} for {name}")
+                raise UsageError(f"alpha must be a finite number, got {shortened(repr(alpha))} for {shortened(name)}")
             if alpha <= 0:
-                raise UsageError(f"alpha must be positive, got {alpha} for {name}")
+                raise UsageError(f"alpha must be positive, got {alpha} for {shortened(name)}")
         if self.init_weights not in get_args(Init):
             raise UsageError(f"init_weights must be one of {', '.join(get_args(Init))}, got {self.init_weights!r}")
         for name in ("dropout", "rank_dropout", "module_dropout"):
@@ -73,12 +73,13 @@ class AdapterConfig:
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise UsageError(
                 "layers_to_transform narrows a list of target_modules, "
-                f"got the string {self.target_modules!r}; put the layers' numbers into the expression, or give a list"
+                f"got the string {shortened(repr(self.target_modules))}; put the layers' numbers into the expression, "
+                "or give a list"
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise UsageError(
-                f"layers_pattern {self.layers_pattern!r} says where layers_to_transform finds its numbers, "
-                "and that is not given; give both"
+                f"layers_pattern {shortened(repr(self.layers_pattern))} says where layers_to_transform finds its "
+                "numbers, and that is not given; give both"
             )
 
     @property

@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from lowrank_core.adapters.config import AdapterConfig
 from lowrank_core.adapters.geometry import Geometry
+from lowrank_core.adapters.patterns import by_ending, compiled
 from lowrank_core.adapters.wrapper import original_modules
-from lowrank_core.errors import UsageError, quoted
+from lowrank_core.errors import UsageError, quoted, shortened
 
 T = TypeVar("T")
 
@@ -101,17 +102,17 @@ def _matched(model: nn.Module, modules: Mapping[str, nn.Module], config: Adapter
     if not wanted:
         raise UsageError(f'target_modules names no module; list some, such as {_examples(names)}, or say "all-linear"')
     matched = _named(names, wanted, "target_modules")
-    return matched if isinstance(wanted, str) else [n for n in matched if n in wanted or _in_layers(n, config)]
+    return matched if isinstance(wanted, str) else _in_layers(matched, wanted, config)
 
 
 def _named(names: Sequence[str], patterns: Sequence[str] | str, field: str) -> list[str]:
     """The names that are in a list, whole or as an ending, or that a regular expression matches.
 
     Raises:
-        UsageError: a pattern matches none of them.
+        UsageError: a pattern matches none of them, or what `compiled` raises.
     """
     if isinstance(patterns, str):
-        expression = _compiled(patterns, patterns, field)
+        expression = compiled(field, {patterns: patterns}, names, "fullmatch")[patterns]
         found = [name for name in names if patterns and expression.fullmatch(name)]
         unmatched = [patterns] if patterns and not found else []
     else:
@@ -121,7 +122,7 @@ def _named(names: Sequence[str], patterns: Sequence[str] | str, field: str) -> l
         used = set[str]().union(*endings.values())
         unmatched = [p for p in patterns if p not in used]
     if unmatched:
-        raise UsageError(f"{field} {unmatched[0]!r} matches no module; {_nearest(unmatched[0], names)}")
+        raise UsageError(f"{field} {shortened(repr(unmatched[0]))} matches no module; {_nearest(unmatched[0], names)}")
     return found
 
 
@@ -129,13 +130,6 @@ def _endings(name: str) -> list[str]:
     """`a.b.c`, `b.c` and `c`."""
     parts = name.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
-
-
-def _compiled(expression: str, pattern: str, field: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise UsageError(f"{field} {pattern!r} is not a regular expression: {error}; mend it") from None
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:
@@ -153,16 +147,26 @@ def _examples(names: Sequence[str]) -> str:
     )
 
 
-def _in_layers(name: str, config: AdapterConfig) -> bool:
-    """Whether the layer number in a name is one of `layers_to_transform`."""
+def _in_layers(names: Sequence[str], listed: Sequence[str], config: AdapterConfig) -> list[str]:
+    """The names that are in the list as a whole, or whose layer number is one of `layers_to_transform`."""
     wanted = config.layers_to_transform
     if wanted is None or (not isinstance(wanted, int) and not wanted):
-        return True
+        return list(names)
+    numbers = (wanted,) if isinstance(wanted, int) else wanted
     patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else list(config.layers_pattern or ())
+    written = {p: rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns if p}
     # Without a pattern the first number inside the name counts, so that an expert's number does not.
-    expressions = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns if p] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((match for e in expressions if (match := re.match(e, name))), None)
-    return found is not None and int(found[1]) in ((wanted,) if isinstance(wanted, int) else wanted)
+    expressions = list(compiled("layers_pattern", written, names).values()) or [_FIRST_NUMBER]
+
+    def has_number(name: str) -> bool:
+        found = next((match for e in expressions if (match := e.match(name))), None)
+        # The last group is ours, whatever groups a pattern has.
+        return found is not None and int(found[found.re.groups]) in numbers
+
+    return [name for name in names if name in listed or has_number(name)]
+
+
+_FIRST_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
 def _head(model: nn.Module, config: AdapterConfig) -> set[nn.Module]:
@@ -220,14 +224,10 @@ def by_pattern(names: Sequence[str], patterns: Mapping[str, T], field: str) -> d
     """The values of `rank_pattern` or `alpha_pattern` by layer; the first key that matches counts.
 
     Raises:
-        UsageError: a key matches no layer.
+        UsageError: a key matches no layer, or what `compiled` raises.
     """
-    values: dict[str, T] = {}
-    for key, value in patterns.items():
-        expression = _compiled(rf"(.*\.)?({key})$", key, field)
-        found = [name for name in names if expression.match(name)]
-        if not found:
-            raise UsageError(f"{field} {key!r} matches no adapted layer; {_nearest(key, names)}")
-        for name in found:
-            values.setdefault(name, value)
+    values, unmatched = by_ending(names, patterns, field)
+    if unmatched:
+        found = shortened(repr(unmatched[0]))
+        raise UsageError(f"{field} {found} matches no adapted layer; {_nearest(unmatched[0], names)}")
     return values

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 
 # A letter is a length that every factor of the module must share; `*` is the kernel, whatever it is.
 _LORA = {"lora_A": "r i *", "lora_B": "o r *"}
@@ -103,4 +103,4 @@ def some(names: Iterable[str], most: int = 5) -> str:
     """The first few of many names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shortened, names[:most])) + more

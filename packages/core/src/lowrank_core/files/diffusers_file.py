@@ -13,7 +13,7 @@ from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter, with_patterns
 from lowrank_core.files.check import check_factors, some
 from lowrank_core.files.names import Names, fit, names_for, with_text_level
-from lowrank_core.files.peft import rank_and_alpha
+from lowrank_core.files.peft import ranks_and_alphas
 from lowrank_core.files.peft_config import from_json
 from lowrank_core.files.tensors import stored_dtype, write_tensors
 from lowrank_core.parsing import parse_json
@@ -115,12 +115,13 @@ def _file(
     held: Mapping[str, dict[str, Tensor]], fields: dict[str, Any] | None, metadata: Mapping[str, str], part: Component
 ) -> AdapterFile:
     config = from_json(fields) if fields is not None else None
+    configured = ranks_and_alphas(config, held) if config is not None else {}
     modules: dict[str, ModuleAdapter] = {}
     for name, each in held.items():
         factors = {key: tensor for key, tensor in each.items() if key in ("lora_A", "lora_B")}
         rank = check_factors("lora", name, factors)
         if config is not None:
-            rank, alpha = rank_and_alpha(config, name)
+            rank, alpha = configured[name]
         else:
             alpha = _alpha(name, each["alpha"]) if "alpha" in each else rank
         magnitude = each.get("magnitude")

@@ -206,11 +206,12 @@ def _rank_and_alpha(method: str, name: str, raw: _Raw) -> tuple[int, float]:
 
 def _as_configured(config: AdapterConfig, modules: Mapping[str, ModuleAdapter], path: Path) -> dict[str, ModuleAdapter]:
     """The modules with the ranks and alphas of the configuration that travelled with the file."""
-    from lowrank_core.files.peft import rank_and_alpha
+    from lowrank_core.files.peft import ranks_and_alphas
 
     configured: dict[str, ModuleAdapter] = {}
+    said = ranks_and_alphas(config, modules)
     for name, module in modules.items():
-        rank, alpha = rank_and_alpha(config, name)
+        rank, alpha = said[name]
         factors = dict(module.factors)
         if isinstance(config, LoKr):
             factors = unwrapped_sides(factors, config.scaling(rank, alpha), rank)

@@ -23,7 +23,7 @@ from lowrank_core.files.check import some
 from lowrank_core.files.diffusers_file import WEIGHTS_NAME, write_diffusers
 from lowrank_core.files.kohya_write import write_kohya
 from lowrank_core.files.names import fit
-from lowrank_core.files.peft import COMPONENT_OF_CLASS, dtype_of, rank_and_alpha, write_peft
+from lowrank_core.files.peft import COMPONENT_OF_CLASS, dtype_of, ranks_and_alphas, write_peft
 from lowrank_core.files.read import read
 from lowrank_core.files.shapes import check_form, check_peft_split
 from lowrank_core.files.tensors import check_free
@@ -169,7 +169,9 @@ def adapter_file_of(model: nn.Module, name: str = "default") -> AdapterFile:
     config = configs_of(model)[name]
     if config.method in ("loha", "lokr"):  # neither PEFT nor the readers of kohya's files stabilize their ranks
         config = replace(config, rank_stabilized=False)
-    modules = {path: _module(adapter, path, config) for path, adapter in adapters.items()}
+    # An AdaLoRA layer that has shrunk keeps the scale of its initial rank.
+    first = ranks_and_alphas(config, adapters) if isinstance(config, AdaLoRA) else {}
+    modules = {path: _module(a, first[path][0] if first else a.rank, config) for path, a in adapters.items()}
     if any((modules[path].rank, modules[path].alpha) != (a.rank, a.alpha) for path, a in adapters.items()):
         config = with_patterns(config, modules)
     saved = {
@@ -185,12 +187,9 @@ def adapter_file_of(model: nn.Module, name: str = "default") -> AdapterFile:
     return AdapterFile(config, modules, saved, {}, component_of_model(model))
 
 
-def _module(adapter: Adapter, path: str, config: AdapterConfig) -> ModuleAdapter:
-    # An AdaLoRA layer that has shrunk keeps the scale of its initial rank; a LoHa has only the rank that readers see.
-    rank, alpha = adapter.rank, adapter.alpha
-    if isinstance(config, AdaLoRA):
-        rank = rank_and_alpha(config, path)[0]
-    elif config.method == "loha":
+def _module(adapter: Adapter, rank: int, config: AdapterConfig) -> ModuleAdapter:
+    alpha = adapter.alpha
+    if config.method == "loha":  # which has only the rank that readers see
         rank = adapter.factors["hada_w1_b"].shape[0] if "hada_t1" not in adapter.factors else rank
     if config.method in ("loha", "lokr") and config.scaling(rank, alpha) != adapter.scaling:
         alpha = adapter.scaling * rank

@@ -1,15 +1,16 @@
 """PEFT folders: adapter_config.json and adapter_model.safetensors, the four methods, in and out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lowrank_core.adapters.config import AdaLoRA, AdapterConfig
+from lowrank_core.adapters.patterns import by_ending
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter
 from lowrank_core.files.check import FACTOR_NAMES, check_factors, some
@@ -17,7 +18,6 @@ from lowrank_core.files.peft_config import from_json, to_json
 from lowrank_core.files.tensors import read_tensors, write_json, write_tensors
 from lowrank_core.parsing import parse_json
 
-T = TypeVar("T")
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -108,11 +108,12 @@ def from_peft_tensors(
     if lost := set(magnitudes) - set(factors):
         raise LowrankError(f"{path} has magnitudes without factors: {some(sorted(lost))}")
     modules: dict[str, ModuleAdapter] = {}
+    configured = ranks_and_alphas(config, factors)
     for module, held in factors.items():
         rank = check_factors(config.method, module, held)
         if config.weight_decompose and module not in magnitudes:
             raise LowrankError(f"{path} has no {_MAGNITUDE} for {module}, which DoRA needs")
-        said, alpha = rank_and_alpha(config, module)
+        said, alpha = configured[module]
         if rank not in (0, said) and config.method != "adalora":
             raise LowrankError(
                 f"{module} has factors of rank {rank}, but {CONFIG_NAME} says {said}; restore the file that fits"
@@ -134,16 +135,16 @@ def _is_saved(key: str, config: AdapterConfig) -> bool:
     return named or embedded or (config.other_fields.get("bias", "none") != "none" and key.endswith(".bias"))
 
 
-def rank_and_alpha(config: AdapterConfig, name: str) -> tuple[int, float]:
-    """What a config's patterns give a module."""
-    return _by_pattern(name, config.rank_pattern, config.rank), _by_pattern(name, config.alpha_pattern, config.alpha)
+def ranks_and_alphas(config: AdapterConfig, modules: Iterable[str]) -> dict[str, tuple[int, float]]:
+    """What a config's rank, alpha and patterns give modules; the first key that matches counts.
 
-
-def _by_pattern(name: str, patterns: Mapping[str, T], default: T) -> T:
-    try:
-        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
-    except re.error as error:
-        raise LowrankError(f"{CONFIG_NAME} has a pattern that is no regular expression ({error}); correct it") from None
+    Raises:
+        UsageError: a pattern that is no regular expression, or that takes too long.
+    """
+    names = list(modules)
+    ranks, _ = by_ending(names, config.rank_pattern, f"rank_pattern of {CONFIG_NAME}")
+    alphas, _ = by_ending(names, config.alpha_pattern, f"alpha_pattern of {CONFIG_NAME}")
+    return {name: (ranks.get(name, config.rank), alphas.get(name, config.alpha)) for name in names}
 
 
 def peft_tensors(file: AdapterFile) -> dict[str, Tensor]:

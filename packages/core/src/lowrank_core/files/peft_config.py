@@ -88,14 +88,16 @@ def from_json(fields: Mapping[str, Any]) -> AdapterConfig:
     """
     kind = fields.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPES:
-        raise LowrankError(f"adapter_config.json is of peft_type {kind!r}; this reads {', '.join(PEFT_TYPES)}")
+        raise LowrankError(
+            f"adapter_config.json is of peft_type {shortened(repr(kind))}; this reads {', '.join(PEFT_TYPES)}"
+        )
     for name in _COMPUTES_OTHERWISE:
         if fields.get(name):
             raise LowrankError(f"adapter_config.json sets {name}, which is not supported; merge the adapter with PEFT")
     init = fields.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGED_BASES):
         raise LowrankError(
-            f"the adapter starts from {init}, which changes the base weights too; save it with PEFT's "
+            f"the adapter starts from {shortened(init)}, which changes the base weights too; save it with PEFT's "
             "path_initial_model_for_weight_conversion first"
         )
     for name, wanted, fits in _TYPES:

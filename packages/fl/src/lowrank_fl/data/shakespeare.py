@@ -1,13 +1,13 @@
 """The plays of Shakespeare, one client a speaking role: 80 characters in, the next character out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.errors import LowrankError, UsageError, shortened
+from lowrank_core.parsing import parse_json
 from lowrank_fl.config import DataConfig, PartitionConfig
 from lowrank_fl.data.examples import Examples
 from lowrank_fl.data.rows import kept_rows
@@ -77,7 +77,7 @@ def load_shakespeare(data: DataConfig, partition: PartitionConfig, seed: int) ->
 
 def encode(text: str) -> np.ndarray:
     """uint8 symbol numbers of a text, its white space made single spaces."""
-    codes = np.frombuffer(" ".join(text.split()).encode("utf-32-le"), dtype=np.uint32)
+    codes = np.frombuffer(" ".join(text.split()).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     table = np.full(128, ALPHABET.index(" "), dtype=np.uint8)
     for number, symbol in enumerate(ALPHABET):
         table[ord(symbol)] = number
@@ -107,16 +107,17 @@ def _file(path: str | None) -> Path:
 
 def _roles(path: Path) -> list[dict[str, Any]]:
     roles = []
-    with path.open(encoding="utf-8") as lines:
+    # Bytes, so that a line that is no UTF-8 has a number too.
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                role = json.loads(line)
-            except json.JSONDecodeError as error:
+                role = parse_json(line)
+            except ValueError as error:
                 raise LowrankError(
-                    f"line {number} of {path} is not JSON ({error.msg}); give one object a line with the fields "
-                    "play, role and text"
+                    f"line {number} of {path} is not JSON ({shortened(str(error))}); give one object a line with the "
+                    "fields play, role and text"
                 ) from error
             texts = role if isinstance(role, dict) else {}
             missing = [field for field in _FIELDS if not isinstance(texts.get(field), str)]
