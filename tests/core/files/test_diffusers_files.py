@@ -178,6 +178,8 @@ def test_what_is_wrong_with_such_a_file_is_said(tmp_path):
     error(lora("unet.x") | {"unet.x.weight": torch.ones(1)}, r"belong to no LoRA module: unet\.x\.weight")
     error({"unet.x.lora_A.weight": torch.ones(2, 4)}, "no whole lora adapter")
     error(lora("unet.x"), "lora_adapter_metadata in its metadata that is not JSON", {"lora_adapter_metadata": "{"})
+    dora = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.use_dora": True})}
+    error(lora("unet.x"), "x has no magnitude, but the file's metadata says otherwise; write the file anew", dora)
 
 
 def test_what_diffusers_cannot_take_is_refused(parts, tmp_path):

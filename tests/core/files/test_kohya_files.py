@@ -277,6 +277,16 @@ def test_metadata_that_does_not_fit_the_factors(adapted, tmp_path, changes, mess
         read(rewritten(adapted, tmp_path, **changes))
 
 
+def test_metadata_that_does_not_know_of_the_magnitudes(adapted, tmp_path):
+    lowrank_core.save(adapted(CONFIGS["dora"]), tmp_path / "k.safetensors", "kohya")
+    (file,) = read(tmp_path / "k.safetensors")
+    metadata = {**file.metadata}
+    metadata["lowrank.adapter_configs"] = metadata["lowrank.adapter_configs"].replace('"use_dora": true', '"r": 4')
+    save_file(load_file(tmp_path / "k.safetensors"), tmp_path / "k.safetensors", metadata)
+    with pytest.raises(LowrankError, match="has magnitudes for conv_in, but its metadata says otherwise; write it a"):
+        read(tmp_path / "k.safetensors")
+
+
 def test_modules_that_would_share_a_flat_name_are_not_written(tmp_path):
     inner = torch.nn.ModuleDict({"b": torch.nn.Linear(2, 2)})
     model = torch.nn.ModuleDict({"a": inner, "a_b": torch.nn.Linear(2, 2)})

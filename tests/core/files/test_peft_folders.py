@@ -164,6 +164,8 @@ def test_an_unknown_field_is_kept(net, tmp_path, quiet):
         ({"r": "4"}, "a value of the wrong type: r is '4', expected a number; correct it"),
         ({"rank_pattern": {"head": "4"}}, "rank_pattern is {'head': '4'}, expected names with numbers"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
+        ({"target_r": 0.5, "peft_type": "ADALORA"}, "target_r is 0.5, expected a whole number; correct it"),
+        ({"peft_type": "x" * 500}, "is of peft_type 'x{199}...; this reads LORA"),
         ({"r": 0}, "rank must be at least 1, got 0"),
         ({"lora_alpha": -1}, "alpha must be positive, got -1"),
         ({"r": 5, "rank_pattern": {}}, "has factors of rank [34], but adapter_config.json says 5"),

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.errors import LowrankError
+from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.parsing import parse_json
 from lowrank_diffusion.config import BaseConfig
 from lowrank_diffusion.families import SD1, SDXL, Family, family_named
@@ -146,7 +146,8 @@ def check_base(folder: Path, path: str, option: str = "base.path", *, weights: b
     family = family_named(kind)
     if family is None:
         raise LowrankError(
-            f"{path} is a {kind}, and adapters are trained for SDXL and Stable Diffusion 1; give one as {option}"
+            f"{path} is a {shortened(kind)}, and adapters are trained for SDXL and Stable Diffusion 1; give one as "
+            f"{option}"
         )
     if family is SD1 and _text_width(folder) == 1024:
         raise LowrankError(f"{path} is a Stable Diffusion 2, which is not trained here; give an SDXL as {option}")

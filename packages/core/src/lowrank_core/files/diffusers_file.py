@@ -122,6 +122,9 @@ def _file(
         rank = check_factors("lora", name, factors)
         if config is not None:
             rank, alpha = configured[name]
+            if ("magnitude" in each) != (config.weight_decompose is not None):
+                what = "has a magnitude" if "magnitude" in each else "has no magnitude"
+                raise LowrankError(f"{name} {what}, but the file's metadata says otherwise; write the file anew")
         else:
             alpha = _alpha(name, each["alpha"]) if "alpha" in each else rank
         magnitude = each.get("magnitude")

@@ -212,6 +212,9 @@ def _as_configured(config: AdapterConfig, modules: Mapping[str, ModuleAdapter], 
     said = ranks_and_alphas(config, modules)
     for name, module in modules.items():
         rank, alpha = said[name]
+        if module.axis != config.weight_decompose:
+            what = "has magnitudes" if module.axis else "has no magnitudes"
+            raise LowrankError(f"{path} {what} for {name}, but its metadata says otherwise; write it anew")
         factors = dict(module.factors)
         if isinstance(config, LoKr):
             factors = unwrapped_sides(factors, config.scaling(rank, alpha), rank)

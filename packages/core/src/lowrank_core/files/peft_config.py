@@ -74,6 +74,8 @@ _COMPUTES_OTHERWISE = (
 """Fields with which PEFT computes something that the factors alone do not say."""
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that take their factors out of the base weights, which the file does not hold."""
+_WHOLE = ("target_r", "deltaT", "decompose_factor")
+"""Fields for which no fraction is meant; a rank is looked at by the config itself."""
 _PLAIN_STEPS = 1000
 """The length of a run in steps where only shares of it are known; AdaLoRA's JSON needs a number."""
 
@@ -131,6 +133,8 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     """Raise a LowrankError where a field that is a number, a switch or a table of numbers holds something else."""
     if isinstance(default, bool):
         wanted, fits = "true or false", isinstance(value, bool)
+    elif name in _WHOLE:
+        wanted, fits = "a whole number", _is_number(value) and isinstance(value, int)
     elif isinstance(default, int | float):
         wanted, fits = "a number", _is_number(value)
     elif isinstance(default, Mapping):

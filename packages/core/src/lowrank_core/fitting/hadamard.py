@@ -37,7 +37,7 @@ def fit_hadamard(target: Tensor, rank: int, *, seed: int = 0) -> HadamardFit:
     A matrix that is such a product is found again where m or n is some five times r² (docs/merging.md says how
     often).
     Any matrix is met at least as nearly as by its best rank-r approximation, which times a matrix of ones is a start.
-    The same seed gives the same factors on the same machine.
+    The same seed gives the same factors, up to rounding: some of torch's versions round by where numbers lie in memory.
     """
     target = target.double()
     if target.shape[0] < target.shape[1]:  # the longer side has more to say about a span

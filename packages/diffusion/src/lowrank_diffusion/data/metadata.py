@@ -34,7 +34,7 @@ def metadata_captions(folder: Path, file: Path, pictures: set[Path], key: str | 
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get(_FILE), str):
             raise LowrankError(
-                f"row {number} of {folder / file} has no {_FILE} (found {', '.join(row) or 'nothing'}); "
+                f"row {number} of {folder / file} has no {_FILE} (found {first_of(list(row)) or 'nothing'}); "
                 "each row names a picture and its caption"
             )
         named.append(Path(os.path.normpath(file.parent / row[_FILE])))

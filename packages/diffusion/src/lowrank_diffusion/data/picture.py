@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from lowrank_core.errors import shortened
+
 Note = Callable[[str], None]
 """Is told what a user should know: a download, a file left out."""
 
@@ -40,4 +42,4 @@ class PictureFile:
 def first_of(names: Sequence[str]) -> str:
     """The first few names, and how many there are besides: `a.png, b.png and 7 more`."""
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shortened, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
