@@ -92,7 +92,7 @@ def _show(work: Callable[[Observer], RunSummary], *, as_json: bool, quiet: bool)
     # Of the processes of a group that accelerate has started, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     with watch_steps(quiet=quiet or not speaks) as observer:
-        from lowrank_diffusion.run import Interrupted
+        from lowrank_diffusion.one_run import Interrupted
 
         interruption = None
         try:

@@ -121,7 +121,7 @@ def _end(processes: "list[subprocess.Popen[str]]") -> list[int]:
 
 
 def _fail(failure: dict[str, Any], folder: Path) -> RunSummary:
-    from lowrank_diffusion.run import Interrupted
+    from lowrank_diffusion.one_run import Interrupted
 
     summary = read_summary(folder)
     if failure["interrupted"] and summary is not None:
@@ -154,7 +154,8 @@ def _tell(event: str, **values: Any) -> None:
 
 def main() -> None:
     """One of the processes."""
-    from lowrank_diffusion.run import Interrupted, resume
+    from lowrank_diffusion.one_run import Interrupted
+    from lowrank_diffusion.run import resume
 
     try:
         resume(Path(sys.argv[1]), _Events())
