@@ -75,3 +75,12 @@ def test_a_run_killed_by_the_system_goes_on_with_the_same_losses(tmp_path, monke
     assert summary.keys() >= KEYS
     assert (summary["steps"], summary["loss"]) == (15, json.loads(whole.stdout)["loss"])
     assert "step 15/15  loss " in went_on.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs/pets"]])
+def test_push_asks_for_what_is_missing(lowrank, arguments):
+    outcome = lowrank("diffusion", "push", *arguments)
+    assert outcome.code == 2
+    assert outcome.err == (
+        "error: push takes the folder of a run and a repository; give both: push runs/pets OWNER/NAME\n"
+    )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from lowrank_cli.fl import Json, Quiet
+
 FORMS = "peft, kohya, lora, diffusers or merged"
 
 
@@ -31,16 +33,16 @@ def convert(
     rank: Annotated[
         int | None,
         typer.Option(
-            help="Cut the plain LoRA off at this rank, and say what that loses.", rich_help_panel="Conversion"
+            metavar="N",
+            help="Cut the plain LoRA off at this rank, and say what that loses.",
+            rich_help_panel="Conversion",
         ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write over what is at DEST.", rich_help_panel="Output")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no notes.", rich_help_panel="Output")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert an adapter between file forms; SOURCE may be in any of them.
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from lowrank_cli.fl import Json, Quiet
+
 # Its help stands in the command's own: Typer 0.20 with Click 8.5 loses an argument's.
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)]
 
@@ -23,12 +25,14 @@ _METHOD, _MODEL, _TRAFFIC, _OUTPUT = "Method", "Model", "Traffic", "Output"
 
 def count_params(
     model: Model = None,
-    method: Annotated[str | None, _option("Methods, separated by commas; original if none.", _METHOD, "A,B")] = None,
+    method: Annotated[
+        str | None, _option("Methods, separated by commas; original if not given.", _METHOD, "A,B")
+    ] = None,
     rank: Annotated[
-        str | None, _option("A rank for every layer; adapters take 8 if none is said.", _METHOD, "R,S")
+        str | None, _option("A rank for every layer; adapters take 8 if not given.", _METHOD, "R,S")
     ] = None,
     gamma: Annotated[
-        str | None, _option("The paper's rank rule, 0 to 1; factors take 0.1 if none is said.", _METHOD, "G,H")
+        str | None, _option("The paper's rank rule, 0 to 1; factors take 0.1 if not given.", _METHOD, "G,H")
     ] = None,
     ratio: Annotated[str | None, _option("Factors as a share of each layer's parameters.", _METHOD, "Q,S")] = None,
     budget: Annotated[
@@ -44,9 +48,9 @@ def count_params(
         ),
     ] = None,
     target_rank: Annotated[
-        int | None, _option("AdaLoRA's final rank; two thirds of the first if not said.", _METHOD, "R")
+        int | None, _option("AdaLoRA's final rank; two thirds of the first if not given.", _METHOD, "R")
     ] = None,
-    factor: Annotated[int, _option("LoKr's split; -1 is the most even one.", _METHOD, "N")] = -1,
+    factor: Annotated[int, _option("LoKr's split; the most even one if not given.", _METHOD, "N")] = -1,
     tucker: Annotated[
         bool, _option("Adapters of convolutions through a core (Tucker).", _METHOD, name="--tucker")
     ] = False,
@@ -56,10 +60,11 @@ def count_params(
     classes: Annotated[int | None, _option("Classes of the network, where it can be told.", _MODEL, "N")] = None,
     input: Annotated[str | None, _option("Shape of one example.", _MODEL, "CxHxW")] = None,
     dtype: Annotated[
-        str, _option("What a number takes: float32, bfloat16, float16, int8, ...; float32 if not said.", _MODEL, "NAME")
+        str,
+        _option("What a number takes: float32, bfloat16, float16, int8, ...; float32 if not given.", _MODEL, "NAME"),
     ] = "float32",
     batch_size: Annotated[
-        int, _option("Examples of the training step that is compared; 16 if not said.", _MODEL, "N")
+        int, _option("Examples of the training step that is compared; 16 if not given.", _MODEL, "N")
     ] = 16,
     rounds: Annotated[int | None, _option("Add the traffic of so many federated rounds.", _TRAFFIC, "N")] = None,
     clients_per_round: Annotated[
@@ -70,8 +75,8 @@ def count_params(
         Path | None, _option("Draw parameters, reachable rank and traffic as .png, .svg or .pdf.", _OUTPUT, "FILE")
     ] = None,
     csv: Annotated[Path | None, _option("Write a row for every changed layer.", _OUTPUT, "FILE")] = None,
-    as_json: Annotated[bool, _option("Print one JSON object on stdout.", _OUTPUT, name="--json")] = False,
-    quiet: Annotated[bool, _option("Print no notes on stderr.", _OUTPUT, name="--quiet")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Count what a method costs on a model: parameters, bytes, arithmetic and traffic. No weights are read.
 

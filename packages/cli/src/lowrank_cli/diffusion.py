@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from lowrank_cli.fl import Config, Json, Overrides, Quiet
+from lowrank_cli.fl import Config, Json, Overrides, Quiet, Seed
 from lowrank_cli.help import SectionedCommand
 
 app = typer.Typer(
-    help="Fine-tune SDXL with low-rank adapters.",
+    help="Fine-tune SDXL and Stable Diffusion 1 with adapters.",
     epilog="Example: lowrank diffusion train quickstart",
     no_args_is_help=True,
     # Typer 0.20 and Click 8.5 would each add their own guess to an unknown command.
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 @app.command(
     cls=SectionedCommand,
+    short_help="Train an adapter on captioned pictures.",
     epilog="Example: lowrank diffusion train sdxl-loha -o data.path=photos",
 )
 def train(
@@ -33,13 +34,11 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Processes on this machine, each with a GPU.", rich_help_panel="Configuration"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of every random choice.", rich_help_panel="Configuration")
-    ] = None,
+    seed: Seed = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="New or empty folder to write to; runs/NAME-TIME if not given.",
             show_default=False,
             rich_help_panel="Output",
@@ -48,7 +47,7 @@ def train(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Go on with the run in this folder, or at hf://OWNER/NAME, after its latest checkpoint.",
             show_default=False,
             rich_help_panel="Output",
@@ -94,27 +93,34 @@ def train(
 
 @app.command(
     cls=SectionedCommand,
+    short_help="Push a run to the Hugging Face hub.",
     epilog="Example: lowrank diffusion push runs/pets me/pets --private",
 )
 def push(
-    run: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", show_default=False)],
-    private: Annotated[bool, typer.Option("--private", help="Where it is made, only you see it.")] = False,
+    run: Annotated[Path | None, typer.Argument(metavar="FOLDER", show_default=False)] = None,
+    repository: Annotated[str | None, typer.Argument(metavar="OWNER/NAME", show_default=False)] = None,
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made is seen by you alone.")] = False,
     revision: Annotated[
         str | None,
-        typer.Option(metavar="BRANCH", help="Made if need be; main if not given.", show_default=False),
+        typer.Option(
+            metavar="BRANCH", help="Branch to push to, made if need be; main if not given.", show_default=False
+        ),
     ] = None,
     with_checkpoint: Annotated[
-        bool, typer.Option("--with-checkpoint", help="Also what --resume hf://OWNER/NAME goes on from.")
+        bool, typer.Option("--with-checkpoint", help="Push what --resume hf://OWNER/NAME goes on from, too.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Push a run to the Hugging Face hub: card, adapters in all forms, samples, metrics and configuration.
 
-    It needs a login (hf auth login, or HF_TOKEN) and makes the repository if it is not there. Of paths that lead out of
-    the current folder the configuration there has the last names only.
+    It needs a login (hf auth login, or HF_TOKEN) and makes the repository if it is not there. Where the configuration
+    has a path that leads out of the current folder, only its last name is pushed.
     """
+    from lowrank_core.errors import UsageError
+
+    if run is None or repository is None:
+        raise UsageError("push takes the folder of a run and a repository; give both: push runs/pets OWNER/NAME")
     from lowrank_cli.fine_tuning import push_run
 
     push_run(
@@ -141,7 +147,10 @@ Out = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="What to write: lora or loha (lora).", show_default=False, rich_help_panel=_WRITING
+        metavar="NAME",
+        help="What to write: lora or loha; lora if not given.",
+        show_default=False,
+        rich_help_panel=_WRITING,
     ),
 ]
 Form = Annotated[
@@ -154,13 +163,19 @@ Form = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1; the machine's accelerator if not given.", show_default=False)
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 or mps; the machine's accelerator if not given.",
+        show_default=False,
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what is at PATH.", rich_help_panel="Output")]
 
 
 @app.command(
     cls=SectionedCommand,
+    short_help="Merge adapters into one that draws what all of them draw.",
     epilog="Example: lowrank diffusion merge pets oil --weights 0.7,0.3 --out both",
 )
 def merge(
@@ -224,6 +239,7 @@ def merge(
 
 @app.command(
     cls=SectionedCommand,
+    short_help="Make an adapter of what a fine-tuned model has learned.",
     epilog="Example: lowrank diffusion extract sdxl mine --method loha --out learned",
 )
 def extract(
@@ -234,7 +250,7 @@ def extract(
         int,
         typer.Option(
             metavar="N",
-            help="The larger, the more is kept, and the larger the file (16).",
+            help="The larger, the more is kept, and the larger the file; 16 if not given.",
             show_default=False,
             rich_help_panel=_WRITING,
         ),

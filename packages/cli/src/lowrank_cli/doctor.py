@@ -4,16 +4,13 @@
 # pyright: reportUnknownMemberType=false
 
 import json
-from typing import Annotated
 
 import typer
 
+from lowrank_cli.fl import Json
 
-def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")
-    ] = False,
-) -> None:
+
+def doctor(as_json: Json = False) -> None:
     """Say which versions, devices, memory and disk there are, and check what runs need.
 
     Nothing is downloaded or changed. The exit status is 1 where something needed is missing.

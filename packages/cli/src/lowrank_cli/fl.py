@@ -12,7 +12,7 @@ import typer
 from lowrank_cli.help import SectionedCommand
 
 app = typer.Typer(
-    help="Train networks federatedly, with their weights as low-rank factors.",
+    help="Train networks federatedly, as low-rank factors.",
     epilog="Example: lowrank fl run quickstart",
     no_args_is_help=True,
     # Typer 0.20 and Click 8.5 would each add their own guess to an unknown command.
@@ -29,6 +29,15 @@ Overrides = Annotated[
         "-o",
         metavar="KEY=VALUE",
         help="Set a key of the configuration; repeat for more.",
+        rich_help_panel="Configuration",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Seed of every random choice; the configuration's if not given.",
+        show_default=False,
         rich_help_panel="Configuration",
     ),
 ]
@@ -67,13 +76,11 @@ def run(
             rich_help_panel="Configuration",
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of every random choice.", rich_help_panel="Configuration")
-    ] = None,
+    seed: Seed = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="New or empty folder to write to; runs/NAME-TIME if not given.",
             show_default=False,
             rich_help_panel="Output",
@@ -82,7 +89,7 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Go on with the run or sweep in this folder after its last finished round.",
             show_default=False,
             rich_help_panel="Output",
@@ -153,7 +160,7 @@ def report(
         str,
         typer.Option(
             metavar="RATES",
-            help="Speeds of links for the seconds of a round; 2,10,50 if not given.",
+            help="Links' speeds in Mbit/s, to count a round's seconds for; 2,10,50 if not given.",
             show_default=False,
             rich_help_panel="Output",
         ),

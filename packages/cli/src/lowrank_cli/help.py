@@ -2,20 +2,31 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 
 class SectionedCommand(TyperCommand):
     """A command whose help lists its options under their `rich_help_panel`, though rich does not print it."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        # An argument that our own sentence asks for is not required in Click's eyes, which would put it in brackets.
+        return ["[OPTIONS]", *(str(one.metavar) for one in self.get_params(ctx) if one.param_type_name == "argument")]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            # An argument without a text of its own is in the usage line already.
-            if record is not None and record[1]:
+            # An argument is in the usage line already.
+            if record is not None and parameter.param_type_name == "option":
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
         # `--help` itself comes last, as everywhere.
         for title in sorted(sections, key=lambda title: title == "Options"):
             with formatter.section(title):
                 formatter.write_dl(sections[title])
+
+
+class GroupsFirst(TyperGroup):
+    """A group that lists the groups in it before its commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=lambda name: not isinstance(self.commands[name], TyperGroup))

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from lowrank_cli.diffusion import Device
+from lowrank_cli.fl import Json, Quiet
+
 _DRAWING = "Pictures from adapters"
 _CLASSES = "Classes from a federated run"
 _PAGE = "A page to draw on"
@@ -24,6 +27,7 @@ def infer(
     weight: Annotated[
         list[float],
         typer.Option(
+            metavar="NUMBER",
             help="How much an adapter counts, 1 if not given; once for each adapter, in their order.",
             show_default=False,
             rich_help_panel=_DRAWING,
@@ -42,7 +46,7 @@ def infer(
         str | None,
         typer.Option(
             metavar="FOLDER_OR_ID",
-            help="The SDXL below: a diffusers folder, a whole model's file, a hub id or tiny; a run knows its own.",
+            help="The model below: a diffusers folder, a whole model's file, a hub id or tiny; a run knows its own.",
             show_default=False,
             rich_help_panel=_DRAWING,
         ),
@@ -51,7 +55,7 @@ def infer(
         str | None,
         typer.Option(
             metavar="FOLDER_OR_ID",
-            help="The diffusers folder or hub id with a file's configurations and tokenizers; SDXL's if not given.",
+            help="Where a model's file gets configurations and tokenizers from; its family's if not given.",
             show_default=False,
             rich_help_panel=_DRAWING,
         ),
@@ -71,10 +75,17 @@ def infer(
             rich_help_panel=_DRAWING,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all noise (0).", show_default=False, rich_help_panel=_DRAWING)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Seed of all noise; 0 if not given.", show_default=False, rich_help_panel=_DRAWING
+        ),
+    ] = 0,
     images: Annotated[
         int,
-        typer.Option(metavar="N", help="Pictures of each prompt (1).", show_default=False, rich_help_panel=_DRAWING),
+        typer.Option(
+            metavar="N", help="Pictures of each prompt; 1 if not given.", show_default=False, rich_help_panel=_DRAWING
+        ),
     ] = 1,
     size: Annotated[
         str | None,
@@ -86,10 +97,19 @@ def infer(
         ),
     ] = None,
     steps: Annotated[
-        int, typer.Option(metavar="N", help="Denoising steps (25).", show_default=False, rich_help_panel=_DRAWING)
+        int,
+        typer.Option(
+            metavar="N", help="Denoising steps; 25 if not given.", show_default=False, rich_help_panel=_DRAWING
+        ),
     ] = 25,
     guidance: Annotated[
-        float, typer.Option(help="How strongly to follow the prompt (5).", show_default=False, rich_help_panel=_DRAWING)
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="How strongly to follow the prompt; 5 if not given.",
+            show_default=False,
+            rich_help_panel=_DRAWING,
+        ),
     ] = 5.0,
     scheduler: Annotated[
         str | None,
@@ -102,7 +122,10 @@ def infer(
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(metavar="N", help="Pictures drawn at once (1).", show_default=False, rich_help_panel=_DRAWING)
+        int,
+        typer.Option(
+            metavar="N", help="Pictures drawn at once; 1 if not given.", show_default=False, rich_help_panel=_DRAWING
+        ),
     ] = 1,
     grid: Annotated[
         bool, typer.Option("--grid", help="Also all pictures in one, grid.png.", rich_help_panel=_DRAWING)
@@ -120,7 +143,7 @@ def infer(
         int,
         typer.Option(
             metavar="K",
-            help="How many classes to name for each picture (5).",
+            help="How many classes to name for each picture; 5 if not given.",
             show_default=False,
             rich_help_panel=_CLASSES,
         ),
@@ -142,7 +165,7 @@ def infer(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Who can open the page; this machine alone if not given (127.0.0.1).",
+            help="Who can open the page; this machine alone, 127.0.0.1, if not given.",
             show_default=False,
             rich_help_panel=_PAGE,
         ),
@@ -150,12 +173,13 @@ def infer(
     port: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Of the page (7860); 0 is any free one.", show_default=False, rich_help_panel=_PAGE
+            metavar="N",
+            help="Of the page; 7860 if not given, and 0 is any free one.",
+            show_default=False,
+            rich_help_panel=_PAGE,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps; the machine's accelerator if not given.", show_default=False)
-    ] = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -165,12 +189,8 @@ def infer(
             rich_help_panel="Output",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw pictures with adapters, or on a page (--serve), or name the classes of pictures with a federated run.
 

@@ -13,11 +13,12 @@ from lowrank_cli import diffusion, fl
 from lowrank_cli.convert import convert
 from lowrank_cli.count_params import count_params
 from lowrank_cli.doctor import doctor
-from lowrank_cli.help import SectionedCommand
+from lowrank_cli.help import GroupsFirst, SectionedCommand
 from lowrank_cli.infer import infer
 
 app = typer.Typer(
     name="lowrank",
+    cls=GroupsFirst,
     help="Train, shrink, share and run neural networks through low-rank factors.",
     epilog="Example: lowrank fl run",
     no_args_is_help=True,
@@ -31,19 +32,26 @@ app = typer.Typer(
 app.add_typer(fl.app, name="fl")
 app.add_typer(diffusion.app, name="diffusion")
 app.command(
+    cls=SectionedCommand,
+    short_help="Draw pictures with adapters, or classify pictures.",
+    epilog='Example: lowrank infer runs/pets --prompt "a cat on a red sofa" --images 4',
+)(infer)
+app.command(
     "count-params",
     cls=SectionedCommand,
+    short_help="Count what a method costs on a model.",
     epilog="Example: lowrank count-params vgg16 --method fedpara --gamma 0.1,0.5",
 )(count_params)
 app.command(
     cls=SectionedCommand,
+    short_help="Convert an adapter from one file form to another.",
     epilog="Example: lowrank convert runs/pets/unet pets.safetensors --to kohya",
 )(convert)
 app.command(
     cls=SectionedCommand,
-    epilog='Example: lowrank infer runs/pets --prompt "a cat on a red sofa" --images 4',
-)(infer)
-app.command(cls=SectionedCommand, epilog="Example: lowrank doctor --json")(doctor)
+    short_help="Say what this machine has for runs, and what it lacks.",
+    epilog="Example: lowrank doctor",
+)(doctor)
 
 _EXTRAS = {"lowrank_fl": "fl", "lowrank_diffusion": "diffusion"}
 
