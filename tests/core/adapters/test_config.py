@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core import LoHa, LoKr, LoRA, UsageError, inject, merge, remove, set_scale
+from lowrank_core import AdaLoRA, LoHa, LoKr, LoRA, UsageError, inject, merge, remove, set_scale
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,19 @@ from lowrank_core import LoHa, LoKr, LoRA, UsageError, inject, merge, remove, se
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         LoHa(target_modules=["0"], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 4, "target_rank": 5}, "target_rank must be from 1 to rank, got 5 with rank 4"),
+        ({"warmup": 0.6}, "warmup and settle are shares of the run that leave some of it, got 0.6 and 0.5"),
+        ({"every": 0}, "every must be at least 1 step, got 0"),
+    ],
+)
+def test_a_schedule_that_cannot_be_meant_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        AdaLoRA(target_modules=["0"], **options)
 
 
 def test_a_scale_that_is_no_number_is_refused() -> None:

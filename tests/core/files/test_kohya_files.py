@@ -261,6 +261,7 @@ def rewritten(adapted, tmp_path, **changes):
     ("changes", "message"),
     [
         ({"lowrank__modules": "{"}, "has lowrank.modules in its metadata that is not JSON"),
+        ({"lowrank__modules": '{"x": "a", "y": "a"}'}, "gives two modules one name in lowrank.modules of its metadata"),
         ({"lowrank__adapter_configs": "[]"}, "has lowrank.adapter_configs in its metadata that is not JSON"),
         (
             {"lowrank__adapter_configs": json.dumps({"": {"peft_type": "LOKR"}})},
