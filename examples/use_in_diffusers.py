@@ -18,7 +18,7 @@ def main(run: Path, prompt: str) -> None:
 
     def pipeline() -> Any:
         # Anywhere else: StableDiffusionXLPipeline.from_pretrained(the base).
-        return load_base(base.path, base.vae, base.revision, torch.float32, print)
+        return load_base(base.path, base.vae, base.revision, torch.float32, print, config=base.config)
 
     def drawn(pipe: Any) -> np.ndarray:
         generator = torch.Generator().manual_seed(0)
@@ -28,7 +28,9 @@ def main(run: Path, prompt: str) -> None:
     ours, theirs, with_peft = pipeline(), pipeline(), pipeline()
     without = drawn(ours)
     lowrank_core.load(ours.unet, run / "unet")
-    (plain,) = run.glob("*_lora.safetensors")
+    plain = next(run.glob("*_lora.safetensors"), None)
+    if plain is None:
+        sys.exit(f"{run} has no plain LoRA, as runs of a LoKr have none; take a run of another method")
     theirs.load_lora_weights(str(run), weight_name=plain.name)
     with_peft.unet = PeftModel.from_pretrained(with_peft.unet, str(run / "unet"))
     picture = drawn(ours)

@@ -305,8 +305,8 @@ def test_class_pictures_are_drawn_once_and_their_loss_is_added(fit, tmp_path):
 
 
 def test_ctrl_c_keeps_the_finished_steps_and_what_they_came_to(fit, tmp_path):
-    from lowrank_diffusion.results import Silent
     from lowrank_diffusion.one_run import Interrupted
+    from lowrank_diffusion.results import Silent
     from lowrank_diffusion.run import resume
 
     fit(tmp_path / "whole")

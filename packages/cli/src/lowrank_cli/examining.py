@@ -15,6 +15,7 @@ _EXTRAS = {
     "diffusion": ("lowrank-diffusion", "diffusers", "transformers", "peft", "accelerate"),
     "privacy": ("dp-accounting",),
     "quantize": ("bitsandbytes",),
+    "serve": ("gradio",),
 }
 """What each extra of `lowrank` brings."""
 _ALWAYS = ("lowrank", "lowrank-core", "torch", "safetensors")
