@@ -19,7 +19,7 @@ def test_as_json(lowrank):
     assert outcome.code == 0
     assert found["packages"]["torch"] == version("torch")
     assert found["devices"][0]["name"] == "cpu"
-    assert set(found["extras"]) == {"fl", "diffusion", "privacy", "quantize"}
+    assert set(found["extras"]) == {"fl", "diffusion", "privacy", "quantize", "serve"}
     assert {"python", "platform", "cores", "threads", "disk", "shared_memory", "folders", "checks"} <= found.keys()
     assert all(check["outcome"] in ("ok", "warning") for check in found["checks"])
 

@@ -2,5 +2,5 @@
 
 import logging
 
-# diffusers and PEFT import bitsandbytes wherever it is installed, which then warns of a CPU kernel that nobody asked for.
+# diffusers and PEFT import bitsandbytes wherever it is installed, which then warns of a kernel that nobody asked for.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
