@@ -40,11 +40,15 @@ def types(session: nox.Session) -> None:
     session.run("pyright")
 
 
+_USERS_OF_CORE = ("tests/cli/test_count_params.py", "tests/fl/test_load.py", "tests/diffusion/test_load.py")
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Run core's tests and list the lines of it that none of them reaches."""
+    """Run core's tests, and those of its users that hold its settings and counts, and list the lines none reaches."""
     cov = ("--cov=lowrank_core", "--cov-branch", "--cov-report=term-missing:skip-covered")
-    session.run("pytest", "tests/core", "tests/fuzz/test_adapter_files.py", "-q", "-n", "auto", "-m", "", *cov)
+    tests = ("tests/core", "tests/fuzz/test_adapter_files.py", *_USERS_OF_CORE)
+    session.run("pytest", *tests, "-q", "-n", "auto", "-m", "", *cov)
 
 
 @nox.session

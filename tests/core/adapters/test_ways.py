@@ -21,6 +21,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv2d": lambda: nn.Conv2d(4, 6, 3, padding=1),
     "conv2d strided and dilated": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2),
     "conv2d same": lambda: nn.Conv2d(4, 6, (5, 3), padding="same"),
+    "conv2d same, more on one side": lambda: nn.Conv2d(4, 6, (4, 2), padding="same"),
     "conv2d grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
     "conv2d 1x1": lambda: nn.Conv2d(4, 6, 1),
     "conv3d": lambda: nn.Conv3d(2, 4, 2),
@@ -55,6 +56,7 @@ def plain(module: nn.Module, geometry: Geometry, form: Form, x: Tensor, factors:
     return module(x) + apply_weight(x, SCALE * form.compose(factors, geometry), None, geometry)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(("layer", "name"), list(itertools.product(LAYERS, FORMS)))
 def test_every_way_has_the_plain_formulas_values_and_gradients(layer: str, name: str) -> None:
     form = FORMS[name]

@@ -130,3 +130,19 @@ def test_saved_as_lora_a_model_gives_the_same(net, adapted, images, tmp_path, ki
     again = lowrank_core.load(copy.deepcopy(net), tmp_path / "lora").eval()
     assert isinstance(lowrank_core.configs_of(again)["default"], LoRA)
     torch.testing.assert_close(again(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adalora_without_a_direction_is_a_lora_that_adds_nothing():
+    file, geometry = bundle("adalora", "linear")
+    file.modules["x"].factors["lora_E"].zero_()
+    lora = as_lora(file, {"x": geometry}).file.modules["x"].factors
+    assert lora["lora_B"].shape == (20, 1)
+    assert not (lora["lora_B"] @ lora["lora_A"]).any()
+
+
+def test_a_rank_that_cuts_nothing_off_loses_nothing():
+    file, geometry = bundle("loha", "linear")
+    whole, export = as_lora(file, {"x": geometry}), as_lora(file, {"x": geometry}, rank=50)
+    assert export.lost_energy == 0
+    for name, factor in whole.file.modules["x"].factors.items():
+        torch.testing.assert_close(export.file.modules["x"].factors[name], factor, rtol=0, atol=0)

@@ -169,6 +169,11 @@ def test_a_configuration_in_the_metadata_gives_the_scale(tmp_path):
     assert read(tmp_path / "b.safetensors")[0].scaling("conv_in") == 1
 
 
+def test_an_alpha_beside_the_factors_gives_the_scale(tmp_path):
+    save_file(lora("unet.conv_in") | {"unet.conv_in.alpha": torch.tensor(6.0)}, tmp_path / "a.safetensors")
+    assert read(tmp_path / "a.safetensors")[0].scaling("conv_in") == 3
+
+
 def test_what_is_wrong_with_such_a_file_is_said(tmp_path):
     def error(tensors, message, metadata=None):
         save_file(tensors, tmp_path / "a.safetensors", metadata)
@@ -176,6 +181,7 @@ def test_what_is_wrong_with_such_a_file_is_said(tmp_path):
             read(tmp_path / "a.safetensors")
 
     error(lora("unet.x") | {"unet.x.weight": torch.ones(1)}, r"belong to no LoRA module: unet\.x\.weight")
+    error(lora("unet.x") | {"unet.x.alpha": torch.tensor(0.0)}, "x has alpha 0.0, expected a positive number; correct")
     error({"unet.x.lora_A.weight": torch.ones(2, 4)}, "no whole lora adapter")
     error(lora("unet.x"), "lora_adapter_metadata in its metadata that is not JSON", {"lora_adapter_metadata": "{"})
     dora = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.use_dora": True})}

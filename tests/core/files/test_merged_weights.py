@@ -149,3 +149,12 @@ def test_an_adapter_of_another_model_than_the_base_holds(net, adapted, tmp_path)
     write([adapter_file_of(adapted(CONFIGS["lora"]))], tmp_path / "text_encoder_two", "peft")
     with pytest.raises(LowrankError, match="the adapter's te2 is not in the base, which holds unet, te1"):
         convert(tmp_path / "text_encoder_two", tmp_path / "out", "merged", base=tmp_path / "base")
+
+
+def test_weights_are_merged_anew_over_those_that_are_there(net, adapted, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    lowrank_core.save(adapted(CONFIGS["lora"]), tmp_path / "adapter")
+    convert(tmp_path / "adapter", tmp_path / "merged", "merged", base=base)
+    (tmp_path / "merged" / "old.txt").touch()
+    convert(tmp_path / "adapter", tmp_path / "merged", "merged", base=base, overwrite=True)
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["model.safetensors"]
