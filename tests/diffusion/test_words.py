@@ -58,6 +58,10 @@ def test_prompts_are_embedded_as_by_diffusers_after_load_textual_inversion(pipel
     plain = TextEncoders.of(pipeline)(prompts)
     changed = (text.hidden != plain.hidden).flatten(1).any(dim=1)
     assert changed.tolist() == [False, True, True, True, False, True]
+    # The long s, of which lower() makes no s.
+    letters = [word(2, "<hus>"), word(1, "<husk>")]
+    long_s = TextEncoders.of(pipeline, letters)(["a <hu\u017f> of <HU\u017fK>"])
+    assert torch.equal(long_s.hidden, TextEncoders.of(pipeline, letters)(["a <hus> of <husk>"]).hidden)
     # Case is nothing to us; diffusers looks for the other vectors by the word as it is spelled.
     assert torch.equal(TextEncoders.of(pipeline, words)(PROMPTS).hidden, text.hidden[:5])
 

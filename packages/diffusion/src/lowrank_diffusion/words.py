@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,10 @@ class Reader:
             self._knowing = copy.deepcopy(tokenizer)
             self._knowing.add_tokens(tokens)
             self._numbers: list[int] = self._knowing.convert_tokens_to_ids(tokens)
-            longest_first = sorted((re.escape(word.text) for word in words), key=len, reverse=True)
-            self._pattern = re.compile("|".join(longest_first), re.IGNORECASE)
-            self._spelled = {word.text: " ".join(word.tokens) for word in words}
+            longest_first = sorted(words, key=lambda word: len(word.text), reverse=True)
+            # A group for each word, since what matches without regard to case need not become the word by lower().
+            self._pattern = re.compile("|".join(f"({re.escape(word.text)})" for word in longest_first), re.IGNORECASE)
+            self._spelled = [" ".join(word.tokens) for word in longest_first]
 
     def __call__(self, captions: Sequence[str]) -> Any:
         """The encoder's output for captions, with gradients where they are enabled."""
@@ -125,7 +126,8 @@ class Reader:
         if not self._words or any(word.is_silent for word in self._words):
             return self._tokenizer, list(captions)
         return self._knowing, [
-            self._pattern.sub(lambda found: self._spelled[found[0].lower()], caption) for caption in captions
+            self._pattern.sub(lambda found: self._spelled[cast(int, found.lastindex) - 1], caption)
+            for caption in captions
         ]
 
 
