@@ -56,7 +56,7 @@ class Answers(BaseHTTPRequestHandler):
             return self.answer(401, {"error": "Invalid username or password."})
         if self.path == "/api/repos/create":
             return self.create(json.loads(body))
-        repository, what, branch = re.fullmatch(r"/api/models/(\w+/\w+)/(\w+)/(\w+)", self.path).groups()
+        repository, what, branch = re.fullmatch(r"/api/models/(\w+/\w+)/(\w+)/([\w%]+)", self.path).groups()
         branches = self.server.branches[repository]
         if what == "branch":
             branches.setdefault(branch, branches["main"])
@@ -202,6 +202,7 @@ def test_a_pushed_folder_holds_what_others_may_see(hub, run_folder, lowrank):
             "unet/adapter_model.safetensors",
         ]
     )
+    assert "it is public" not in err
     assert hub.private == {"me/pets"}
     assert hub.files("me/pets") == {}
     config = yaml.safe_load(files["config.yaml"])
@@ -212,6 +213,10 @@ def test_a_pushed_folder_holds_what_others_may_see(hub, run_folder, lowrank):
     from lowrank_diffusion.fetching import local_adapter
 
     told = []
+    code, _, err = lowrank("diffusion", "push", run_folder, "me/open", "--revision", "new/ears")
+    assert code == 0, err
+    assert "to hf://me/open@new%2Fears on the Hugging Face hub; if it is made, it is public (--private" in err
+    assert hub.files("me/open", "new%2Fears").keys() == files.keys()
     assert local_adapter("hf://me/pets@trial/adapter.safetensors", told.append).read_bytes() == b"adapter.safetensors"
     assert told[0].startswith("fetching the adapter hf://me/pets@trial/adapter.safetensors from the Hugging Face hub")
 
@@ -283,7 +288,7 @@ def test_offline_nothing_is_fetched_that_is_not_in_the_cache(hub, monkeypatch):
     from lowrank_diffusion.fetching import local_adapter
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(LowrankError, match=r"the adapter hf:/me/pets cannot be fetched .* \(HF_HUB_OFFLINE forbids"):
+    with pytest.raises(LowrankError, match=r"the adapter hf://me/pets cannot be fetched .* \(HF_HUB_OFFLINE forbids"):
         local_adapter(Path("hf://me/pets"), note)
 
 
@@ -292,10 +297,32 @@ def test_places_on_the_hub():
 
     assert hub_place("hf://me/pets") == hub_place(Path("hf://me/pets")) == HubPlace("me/pets")
     assert hub_place("hf://me/pets@v1/unet/a.safetensors") == HubPlace("me/pets", "v1", "unet/a.safetensors")
+    assert hub_place("hf://me/pets@refs/pr/12/a.safetensors") == HubPlace("me/pets", "refs/pr/12", "a.safetensors")
+    assert hub_place("hf://me/pets@refs%2Fpr%2F12") == HubPlace("me/pets", "refs/pr/12")
+    assert hub_place("hf://me/pets@new%2Fears/a.safetensors") == HubPlace("me/pets", "new/ears", "a.safetensors")
+    for place in ("hf://me/pets", "hf://me/pets@refs/pr/12/a.safetensors", "hf://me/pets@new%2Fears"):
+        assert str(hub_place(Path(place))) == place
     assert hub_place("me/pets") is None
     for wrong in ("hf://pets", "hf://me/../x", "hf://"):
         with pytest.raises(UsageError, match="OWNER/NAME"):
             hub_place(wrong)
+    with pytest.raises(UsageError, match="hf://pets is no place"):
+        hub_place(Path("hf://pets"))
+
+
+def test_adapters_from_the_hub_are_named_by_repository_or_file(hub):
+    from lowrank_diffusion.infer.sources import sources_of
+
+    weights = bytes([2, *[0] * 7]) + b"{}"
+    others = {"config.yaml": b"job: extension", "adapter_config.json": b"{}", "adapter_model.safetensors": weights}
+    hub.branches["me/pets"] = {"main": "1" * 40}
+    hub.commits["1" * 40] = others | {"oil.safetensors": weights}
+    sources = sources_of([Path("hf://me/pets"), Path("hf://me/pets/oil.safetensors")], note)
+    assert [(source.name, source.run) for source in sources] == [("pets", None), ("oil", None)]
+    hub.commits["2" * 40] = {"config.yaml": b"name: kept", "metrics.jsonl": b"", "unet/adapter_config.json": b"{}"}
+    hub.branches["me/pets"]["main"] = "2" * 40
+    (run,) = sources_of([Path("hf://me/pets")], note)
+    assert (run.name, run.run.name) == ("kept", "kept")
 
 
 @pytest.mark.parametrize(
@@ -306,6 +333,27 @@ def test_paths_that_lead_elsewhere_are_cut_down(place, shown):
     from lowrank_diffusion.published import without_folders
 
     assert without_folders(place) == shown
+
+
+def test_a_run_from_the_hub_tells_weights_and_biases_only_if_asked_to(hub, tmp_path):
+    from lowrank_diffusion.fetching import fetch_run
+    from lowrank_diffusion.hub import HubPlace
+    from lowrank_diffusion.load import load_config
+
+    hub.branches["others/pets"] = {"main": "1" * 40}
+    hub.commits["1" * 40] = {
+        "config.yaml": b"{track: {wandb: true, project: theirs, entity: others, tensorboard: true}, hub: {push: a/b}}",
+        "wandb-id": b"abc",
+        "checkpoint/step-00000002.safetensors": b"",
+    }
+    place, asked = HubPlace("others/pets"), ["track.wandb=true", "track.entity=me"]
+    quiet, told = fetch_run(place, tmp_path / "quiet", [], note), fetch_run(place, tmp_path / "told", asked, note)
+    track = load_config(str(quiet / "config.yaml")).track
+    assert (track.wandb, track.project, track.entity, track.tensorboard) == (False, "lowrank", None, True)
+    assert not (quiet / "wandb-id").exists()
+    track = load_config(str(told / "config.yaml")).track
+    assert (track.wandb, track.project, track.entity) == (True, "lowrank", "me")
+    assert (told / "wandb-id").read_bytes() == b"abc"
 
 
 class Killed(Exception):

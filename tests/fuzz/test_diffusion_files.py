@@ -74,7 +74,7 @@ def test_configurations(run):
         "config.yaml",
         yaml_files(config),
         lambda folder: load_config(str(folder / "config.yaml")),
-        lambda folder: base_of(sources_of([folder]), None, None),
+        lambda folder: base_of(sources_of([folder], print), None, None),
         is_federated,
     )
 

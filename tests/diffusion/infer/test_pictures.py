@@ -144,6 +144,7 @@ def test_a_run_knows_its_base_its_size_and_its_prediction(made, draw, tmp_path):
         "loss": {"prediction": "v_prediction", "zero_terminal_snr": True},
     }
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    (run / "metrics.jsonl").touch()
     (picture,), result, _ = draw(run, base=None, size=None)
     assert picture.shape == (96, 96, 3)
     assert (result.base, result.adapters[0].name) == (made.base, "pets")

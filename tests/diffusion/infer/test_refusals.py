@@ -15,7 +15,7 @@ from lowrank_diffusion.infer.drawing import shots_of
 from lowrank_diffusion.infer.request import Request
 from lowrank_diffusion.infer.run import infer
 from lowrank_diffusion.infer.schedulers import SAMPLERS, make_scheduler
-from lowrank_diffusion.infer.sources import Base
+from lowrank_diffusion.infer.sources import Base, sources_of
 from lowrank_diffusion.infer.studio import Told, slug
 
 
@@ -107,6 +107,7 @@ def make_run(folder, **values):
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "adapter_config.json").write_text("{}")
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    (folder / "metrics.jsonl").touch()
 
 
 def test_a_run_without_an_adapter_is_told_from_one_with(ask, tmp_path):
@@ -114,6 +115,14 @@ def test_a_run_without_an_adapter_is_told_from_one_with(ask, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("name: pets\n")
     with pytest.raises(LowrankError, match="has no adapter yet; wait for its end, or go on with it by"):
         ask("run")
+
+
+def test_another_tools_config_yaml_beside_an_adapter_makes_no_run_of_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "config.yaml").write_text("job: extension\n")
+    (source,) = sources_of([tmp_path], print)
+    assert (source.run, source.name) == (None, tmp_path.name)
 
 
 def test_runs_that_do_not_go_together(ask, tmp_path):

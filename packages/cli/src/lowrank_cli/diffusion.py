@@ -114,8 +114,9 @@ def push(
 ) -> None:
     """Push a run to the Hugging Face hub: card, adapters in all forms, samples, metrics and configuration.
 
-    It needs a login (hf auth login, or HF_TOKEN) and makes the repository if it is not there. Where the configuration
-    has a path that leads out of the current folder, only its last name is pushed.
+    It needs a login (hf auth login, or HF_TOKEN) and makes the repository if it is not there: public, for everyone
+    to see, unless --private is given. Where the configuration has a path that leads out of the current folder, only
+    its last name is pushed.
     """
     from lowrank_core.errors import UsageError
 

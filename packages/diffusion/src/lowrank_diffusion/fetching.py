@@ -12,6 +12,7 @@ from lowrank_core.files.tensors import write_bytes
 from lowrank_core.settings import assignment, put, validated
 from lowrank_diffusion.checkpoint import checkpoints
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.config.watching import TrackConfig
 from lowrank_diffusion.folder import begin, read_summary, write_summary
 from lowrank_diffusion.hub import HubPlace, asking, hub_place
 from lowrank_diffusion.load import load_config
@@ -22,6 +23,7 @@ from lowrank_diffusion.words import word_file
 Note = Callable[[str], None]
 _ADAPTER = (
     "config.yaml",
+    "metrics.jsonl",
     "adapter_*",
     WEIGHTS_NAME,
     word_file("*"),
@@ -38,7 +40,7 @@ def local_adapter(place: str | Path, note: Note) -> Path:
         UsageError: `hf:` with something else behind it.
     """
     there = hub_place(place)
-    return Path(place) if there is None else _fetched(there, _ADAPTER, f"the adapter {place}", note)
+    return Path(place) if there is None else _fetched(there, _ADAPTER, f"the adapter {there}", note)
 
 
 def fetch_run(there: HubPlace, out: Path | None, overrides: Sequence[str], note: Note) -> Path:
@@ -64,9 +66,12 @@ def fetch_run(there: HubPlace, out: Path | None, overrides: Sequence[str], note:
             f"{name} on the Hugging Face hub holds no checkpoint to go on from; push it again by "
             f"lowrank diffusion push FOLDER {name} --with-checkpoint"
         )
-    folder = begin(out, _config(source / "config.yaml", name, overrides))
+    config = _config(source / "config.yaml", name, overrides)
+    folder = begin(out, config)
     # The checkpoint, which counts on the rows before it, comes last.
     for pattern in _RUN[1:]:
+        if pattern == ID and not config.track.wandb:
+            continue
         for file in sorted(source.glob(pattern)):
             write_bytes(folder / file.relative_to(source), file.read_bytes())
     if (summary := read_summary(folder)) is not None:
@@ -75,10 +80,14 @@ def fetch_run(there: HubPlace, out: Path | None, overrides: Sequence[str], note:
 
 
 def _config(file: Path, name: str, overrides: Sequence[str]) -> DiffusionConfig:
-    """A configuration from elsewhere, which names no folder outside this one and pushes only where it came from."""
+    """A configuration from elsewhere: it names no folder outside this one, and pushes only where it came from.
+
+    Of Weights & Biases it says nothing, which `overrides` may.
+    """
     tree: dict[str, Any] = published(load_config(str(file)))
     if tree["hub"]["push"] != name:
         tree["hub"] = {}
+    tree["track"] |= TrackConfig().model_dump(include={"wandb", "project", "entity"})
     for override in overrides:
         put(tree, *assignment(override, "-o"))
     return validated(DiffusionConfig, tree)[0]

@@ -4,13 +4,15 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
 
 from lowrank_core.errors import LowrankError, UsageError, shortened
 from lowrank_diffusion.config.hub import repository
 
+_SPECIAL = r"refs/convert/\w+|refs/pr/\d+"
 # A Path makes one slash of two.
-_PLACE = re.compile(r"hf:/{1,2}(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
+_PLACE = re.compile(rf"hf:/{{1,2}}(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>{_SPECIAL}|[^/]+))?(?:/(?P<file>.+))?")
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,22 @@ class HubPlace:
     revision: str | None = None
     file: str | None = None
 
+    def __str__(self) -> str:
+        """As `hub_place` reads it."""
+        revision = self.revision or ""
+        at = f"@{revision if re.fullmatch(_SPECIAL, revision) else quote(revision, safe='')}" if revision else ""
+        return f"hf://{self.repository}{at}" + (f"/{self.file}" if self.file else "")
+
+    @property
+    def name(self) -> str:
+        """The file's or the repository's, without its owner."""
+        return PurePosixPath(self.file).stem if self.file else self.repository.partition("/")[2]
+
 
 def hub_place(place: str | Path) -> HubPlace | None:
     """What `hf://OWNER/NAME`, with `@REVISION` and `/FILE` if need be, means; None for a place on this machine.
+
+    As in huggingface_hub, a revision's slash is written %2F, except in refs/pr/NUMBER and refs/convert/WORD.
 
     Raises:
         UsageError: it begins like one and is none.
@@ -33,8 +48,10 @@ def hub_place(place: str | Path) -> HubPlace | None:
         return None
     try:
         if (found := _PLACE.fullmatch(text)) is None:
-            raise ValueError(f"{text} is no place on the hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION/FILE")
-        return HubPlace(repository(found["repository"]), found["revision"], found["file"])
+            shown = re.sub("^hf:/+", "hf://", text)
+            raise ValueError(f"{shown} is no place on the hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION/FILE")
+        revision = found["revision"] and unquote(found["revision"])
+        return HubPlace(repository(found["repository"]), revision, found["file"])
     except ValueError as error:
         raise UsageError(str(error)) from None
 

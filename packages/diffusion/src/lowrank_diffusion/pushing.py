@@ -13,7 +13,7 @@ from lowrank_core.files.peft import COMPONENT_OF_FOLDER, CONFIG_NAME
 from lowrank_diffusion.checkpoint import checkpoints
 from lowrank_diffusion.config import HubConfig
 from lowrank_diffusion.folder import read_summary
-from lowrank_diffusion.hub import asking
+from lowrank_diffusion.hub import HubPlace, asking
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.published import published
 from lowrank_diffusion.weights_and_biases import ID
@@ -67,7 +67,9 @@ def push(run: Path, hub: HubConfig, note: Callable[[str], None]) -> Pushed:
 
     assert hub.push is not None
     contents = _contents(run, hub.push, with_checkpoint=hub.checkpoints)
-    note(f"pushing {len(contents)} files of {run} to {hub.push} on the Hugging Face hub")
+    made = "" if hub.private else "; if it is made, it is public (--private or hub.private keeps it yours)"
+    place = HubPlace(hub.push, hub.revision)
+    note(f"pushing {len(contents)} files of {run} to {place} on the Hugging Face hub{made}")
     check_repository(hub)
     api = HfApi(library_name="lowrank")
     with asking(f"{run} cannot be pushed to {hub.push} on the Hugging Face hub"):

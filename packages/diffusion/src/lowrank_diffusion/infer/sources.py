@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from lowrank_core.files.diffusers_file import WEIGHTS_NAME as DIFFUSERS_NAME
 from lowrank_core.files.peft import COMPONENT_OF_FOLDER, CONFIG_NAME
 from lowrank_core.files.tensors import check_readable
 from lowrank_diffusion.config import DiffusionConfig
+from lowrank_diffusion.fetching import local_adapter
+from lowrank_diffusion.hub import HubPlace, hub_place
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.words import word_file
 
@@ -19,16 +21,19 @@ from lowrank_diffusion.words import word_file
 class Source:
     """An adapter's folder or file.
 
-    run: the configuration of the run whose folder it is, None where it is none.
+    run: the configuration of the run whose folder it is, None where it is none. place: where on the hub it is from.
     """
 
     path: Path
     run: DiffusionConfig | None = None
+    place: HubPlace | None = None
 
     @property
     def name(self) -> str:
         if self.run is not None:
             return self.run.name
+        if self.place is not None:
+            return self.place.name
         return self.path.resolve().name if self.path.is_dir() else self.path.stem
 
     @property
@@ -59,16 +64,19 @@ class Source:
         return digests
 
 
-def sources_of(paths: Sequence[Path]) -> list[Source]:
-    """The adapters at these paths, checked as far as can be before a base is loaded.
+def sources_of(places: Sequence[Path], note: Callable[[str], None]) -> list[Source]:
+    """The adapters at these places, checked as far as can be before a base is loaded.
 
     Args:
-        paths: run folders, PEFT folders, diffengine's step folders, or single files.
+        places: run folders, PEFT folders, diffengine's step folders, or single files; or on the hub.
+        note: told of downloads.
 
     Raises:
-        LowrankError: a path that does not exist, a run that has no adapter yet, a file that is no safetensors.
+        LowrankError: a path that does not exist, a run that has no adapter yet, a file that is no safetensors; what
+            cannot be fetched.
     """
-    return [_source(path) for path in paths]
+    paths = [local_adapter(place, note) for place in places]
+    return [_source(path, hub_place(place)) for path, place in zip(paths, places, strict=True)]
 
 
 def weights_of(sources: Sequence[Source], weights: Sequence[float]) -> Sequence[float]:
@@ -87,22 +95,25 @@ def weights_of(sources: Sequence[Source], weights: Sequence[float]) -> Sequence[
     return weights or [1.0] * len(sources)
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path, place: HubPlace | None) -> Source:
     if path.is_file():
         if path.name != CONFIG_NAME:
             check_readable(path)
-        return Source(path)
+        return Source(path, place=place)
     if not path.is_dir():
         raise LowrankError(f"there is no file or folder {path}; give an adapter, or the folder of a run")
-    if not (path / "config.yaml").is_file():
-        return Source(path)
+    source = Source(path, place=place)
+    # Others write a config.yaml too; with metrics it is a run's, or one of a run that has not come to its first step.
+    begun = (path / "metrics.jsonl").is_file() or not any(file.is_file() for file in source.files())
+    if not begun or not (path / "config.yaml").is_file():
+        return source
     run = load_config(str(path / "config.yaml"))
     if not (path / "unet" / CONFIG_NAME).is_file():
         raise LowrankError(
             f"the run in {path} has no adapter yet; wait for its end, or go on with it by "
             f"lowrank diffusion train --resume {path}"
         )
-    return Source(path, run)
+    return Source(path, run, place)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lowrank_diffusion.fetching import local_adapter
 from lowrank_diffusion.infer.drawing import draw, shots_of
 from lowrank_diffusion.infer.embeddings import Embedding, check_words, embeddings_of
 from lowrank_diffusion.infer.recipe import Recipe, UsedAdapter, UsedEmbedding, save_grid, save_picture, versions
@@ -36,7 +35,7 @@ def means_of(request: Request, note: Callable[[str], None]) -> Means:
         UsageError: as many weights as adapters are not given, the base is not known, or there is no such precision.
         LowrankError: an adapter, a file of embeddings or a device that is not there.
     """
-    sources = sources_of([local_adapter(path, note) for path in request.adapters])
+    sources = sources_of(request.adapters, note)
     weights_of(sources, request.weights)
     embeddings = embeddings_of(sources, request.embeddings)
     base = base_of(sources, request.base, request.vae, request.config)
