@@ -1,8 +1,5 @@
 """`lowrank convert`: adapters from one form of file to another."""
 
-# Click's generics leave Typer's options partly unknown.
-# pyright: reportUnknownMemberType=false
-
 import json
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -10,6 +7,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from lowrank_cli.fl import Json, Quiet
+from lowrank_cli.help import option
 
 FORMS = "peft, kohya, lora, diffusers or merged"
 
@@ -19,28 +17,17 @@ def convert(
     dest: Annotated[Path | None, typer.Argument(metavar="DEST", show_default=False)] = None,
     to: Annotated[
         str | None,
-        typer.Option(metavar="FORM", help=f"What to write: {FORMS}.", show_default=False, rich_help_panel="Conversion"),
+        option(f"What to write: {FORMS}.", "Conversion", "FORM"),
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="The model the adapter is for, as a folder of safetensors.",
-            show_default=False,
-            rich_help_panel="Conversion",
-        ),
+        option("The model the adapter is for, as a folder of safetensors.", "Conversion", "FOLDER"),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Cut the plain LoRA off at this rank, and say what that loses.",
-            rich_help_panel="Conversion",
-        ),
+        option("Cut the plain LoRA off at this rank, and say what that loses.", "Conversion", "N"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over what is at DEST.", rich_help_panel="Output")
-    ] = False,
+    overwrite: Annotated[bool, option("Write over what is at DEST.", "Output", name="--overwrite")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -1,8 +1,5 @@
 """The command `lowrank count-params`."""
 
-# Click's generics leave Typer's options partly unknown.
-# pyright: reportUnknownMemberType=false
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +7,10 @@ from typing import Annotated
 import typer
 
 from lowrank_cli.fl import Json, Quiet
+from lowrank_cli.help import option
 
 # Its help stands in the command's own: Typer 0.20 with Click 8.5 loses an argument's.
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)]
-
-
-def _option(help: str, panel: str, metavar: str | None = None, name: str | None = None) -> typer.models.OptionInfo:
-    names = (name,) if name else ()
-    return typer.Option(*names, metavar=metavar, help=help, show_default=False, rich_help_panel=panel)
 
 
 _METHOD, _MODEL, _TRAFFIC, _OUTPUT = "Method", "Model", "Traffic", "Output"
@@ -26,55 +19,53 @@ _METHOD, _MODEL, _TRAFFIC, _OUTPUT = "Method", "Model", "Traffic", "Output"
 def count_params(
     model: Model = None,
     method: Annotated[
-        str | None, _option("Methods, separated by commas; original if not given.", _METHOD, "A,B")
+        str | None, option("Methods, separated by commas; original if not given.", _METHOD, "A,B")
     ] = None,
-    rank: Annotated[
-        str | None, _option("A rank for every layer; adapters take 8 if not given.", _METHOD, "R,S")
-    ] = None,
+    rank: Annotated[str | None, option("A rank for every layer; adapters take 8 if not given.", _METHOD, "R,S")] = None,
     gamma: Annotated[
-        str | None, _option("The paper's rank rule, 0 to 1; factors take 0.1 if not given.", _METHOD, "G,H")
+        str | None, option("The paper's rank rule, 0 to 1; factors take 0.1 if not given.", _METHOD, "G,H")
     ] = None,
-    ratio: Annotated[str | None, _option("Factors as a share of each layer's parameters.", _METHOD, "Q,S")] = None,
+    ratio: Annotated[str | None, option("Factors as a share of each layer's parameters.", _METHOD, "Q,S")] = None,
     budget: Annotated[
         str | None,
-        _option("The largest rank that fits: of the adapter, or of the whole model; 10M, 40MB.", _METHOD, "N,M"),
+        option("The largest rank that fits: of the adapter, or of the whole model; 10M, 40MB.", _METHOD, "N,M"),
     ] = None,
     target: Annotated[
         str | None,
-        _option(
+        option(
             "Layers: attention, attention+mlp, all-linear, all-conv, all, or a regular expression for whole names.",
             _METHOD,
             "WHICH",
         ),
     ] = None,
     target_rank: Annotated[
-        int | None, _option("AdaLoRA's final rank; two thirds of the first if not given.", _METHOD, "R")
+        int | None, option("AdaLoRA's final rank; two thirds of the first if not given.", _METHOD, "R")
     ] = None,
-    factor: Annotated[int, _option("LoKr's split; the most even one if not given.", _METHOD, "N")] = -1,
+    factor: Annotated[int, option("LoKr's split; the most even one if not given.", _METHOD, "N")] = -1,
     tucker: Annotated[
-        bool, _option("Adapters of convolutions through a core (Tucker).", _METHOD, name="--tucker")
+        bool, option("Adapters of convolutions through a core (Tucker).", _METHOD, name="--tucker")
     ] = False,
     compare: Annotated[
-        bool, _option("Every method that takes the rank rule, side by side.", _METHOD, name="--compare")
+        bool, option("Every method that takes the rank rule, side by side.", _METHOD, name="--compare")
     ] = False,
-    classes: Annotated[int | None, _option("Classes of the network, where it can be told.", _MODEL, "N")] = None,
-    input: Annotated[str | None, _option("Shape of one example.", _MODEL, "CxHxW")] = None,
+    classes: Annotated[int | None, option("Classes of the network, where it can be told.", _MODEL, "N")] = None,
+    input: Annotated[str | None, option("Shape of one example.", _MODEL, "CxHxW")] = None,
     dtype: Annotated[
         str,
-        _option("What a number takes: float32, bfloat16, float16, int8, ...; float32 if not given.", _MODEL, "NAME"),
+        option("What a number takes: float32, bfloat16, float16, int8, ...; float32 if not given.", _MODEL, "NAME"),
     ] = "float32",
     batch_size: Annotated[
-        int, _option("Examples of the training step that is compared; 16 if not given.", _MODEL, "N")
+        int, option("Examples of the training step that is compared; 16 if not given.", _MODEL, "N")
     ] = 16,
-    rounds: Annotated[int | None, _option("Add the traffic of so many federated rounds.", _TRAFFIC, "N")] = None,
+    rounds: Annotated[int | None, option("Add the traffic of so many federated rounds.", _TRAFFIC, "N")] = None,
     clients_per_round: Annotated[
-        int | None, _option("Clients that get and send the model each round.", _TRAFFIC, "N")
+        int | None, option("Clients that get and send the model each round.", _TRAFFIC, "N")
     ] = None,
-    layers: Annotated[bool, _option("A row for every layer.", _OUTPUT, name="--layers")] = False,
+    layers: Annotated[bool, option("A row for every layer.", _OUTPUT, name="--layers")] = False,
     plot: Annotated[
-        Path | None, _option("Draw parameters, reachable rank and traffic as .png, .svg or .pdf.", _OUTPUT, "FILE")
+        Path | None, option("Draw parameters, reachable rank and traffic as .png, .svg or .pdf.", _OUTPUT, "FILE")
     ] = None,
-    csv: Annotated[Path | None, _option("Write a row for every changed layer.", _OUTPUT, "FILE")] = None,
+    csv: Annotated[Path | None, option("Write a row for every changed layer.", _OUTPUT, "FILE")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

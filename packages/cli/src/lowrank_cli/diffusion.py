@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lowrank_cli.fl import Config, Json, Overrides, Quiet, Seed
-from lowrank_cli.help import SectionedCommand
+from lowrank_cli.help import SectionedCommand, option
 
 app = typer.Typer(
     help="Fine-tune SDXL and Stable Diffusion 1 with adapters.",
@@ -32,30 +32,20 @@ def train(
     override: Overrides = [],  # noqa: B006
     processes: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Processes on this machine, each with a GPU.", rich_help_panel="Configuration"),
+        option("Processes on this machine, each with a GPU.", "Configuration", "N"),
     ] = None,
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="New or empty folder to write to; runs/NAME-TIME if not given.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
+        option("New or empty folder to write to; runs/NAME-TIME if not given.", "Output", "FOLDER"),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Go on with the run in this folder, or at hf://OWNER/NAME, after its latest checkpoint.",
-            show_default=False,
-            rich_help_panel="Output",
+        option(
+            "Go on with the run in this folder, or at hf://OWNER/NAME, after its latest checkpoint.", "Output", "FOLDER"
         ),
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show what the run would cost, and train nothing.", rich_help_panel="Output")
-    ] = False,
+    plan: Annotated[bool, option("Show what the run would cost, and train nothing.", "Output", name="--plan")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -138,29 +128,18 @@ def push(
 _WRITING = "Adapter"
 Out = Annotated[
     Path | None,
-    typer.Option(
-        metavar="PATH",
-        help="Where to write: a .safetensors file or a folder.",
-        show_default=False,
-        rich_help_panel="Output",
-    ),
+    option("Where to write: a .safetensors file or a folder.", "Output", "PATH"),
 ]
 Method = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        help="What to write: lora or loha; lora if not given.",
-        show_default=False,
-        rich_help_panel=_WRITING,
-    ),
+    option("What to write: lora or loha; lora if not given.", _WRITING, "NAME"),
 ]
 Form = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="kohya (also for ComfyUI and A1111), peft or diffusers; by PATH, kohya for a file and peft for a folder.",
-        show_default=False,
-        rich_help_panel="Output",
+    option(
+        "kohya (also for ComfyUI and A1111), peft or diffusers; by PATH, kohya for a file and peft for a folder.",
+        "Output",
+        "NAME",
     ),
 ]
 Device = Annotated[
@@ -171,7 +150,7 @@ Device = Annotated[
         show_default=False,
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what is at PATH.", rich_help_panel="Output")]
+Overwrite = Annotated[bool, option("Write over what is at PATH.", "Output", name="--overwrite")]
 
 
 @app.command(
@@ -183,31 +162,20 @@ def merge(
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER ADAPTER...", show_default=False)] = [],  # noqa: B006
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="How much each adapter counts, in their order; 1 each if not given.",
-            show_default=False,
-            rich_help_panel=_WRITING,
-        ),
+        option("How much each adapter counts, in their order; 1 each if not given.", _WRITING, "A,B,..."),
     ] = None,
     method: Method = "lora",
     rank: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Cut the sum off at this rank, and say what that loses; the sum of all ranks, exact, if not given.",
-            show_default=False,
-            rich_help_panel=_WRITING,
+        option(
+            "Cut the sum off at this rank, and say what that loses; the sum of all ranks, exact, if not given.",
+            _WRITING,
+            "N",
         ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="The model they are for, if it is not SDXL: a diffusers folder or tiny.",
-            show_default=False,
-            rich_help_panel=_WRITING,
-        ),
+        option("The model they are for, if it is not SDXL: a diffusers folder or tiny.", _WRITING, "FOLDER"),
     ] = None,
     out: Out = None,
     form: Form = None,
@@ -249,12 +217,7 @@ def extract(
     method: Method = "lora",
     rank: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            help="The larger, the more is kept, and the larger the file; 16 if not given.",
-            show_default=False,
-            rich_help_panel=_WRITING,
-        ),
+        option("The larger, the more is kept, and the larger the file; 16 if not given.", _WRITING, "N"),
     ] = 16,
     out: Out = None,
     form: Form = None,

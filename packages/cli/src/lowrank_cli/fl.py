@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lowrank_cli.help import SectionedCommand
+from lowrank_cli.help import SectionedCommand, option
 
 app = typer.Typer(
     help="Train networks federatedly, as low-rank factors.",
@@ -34,15 +34,10 @@ Overrides = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Seed of every random choice; the configuration's if not given.",
-        show_default=False,
-        rich_help_panel="Configuration",
-    ),
+    option("Seed of every random choice; the configuration's if not given.", "Configuration", "N"),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.", rich_help_panel="Output")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")]
+Quiet = Annotated[bool, option("Show no progress and no notes.", "Output", name="--quiet")]
+Json = Annotated[bool, option("Print one JSON object on stdout.", "Output", name="--json")]
 
 
 @app.command(
@@ -54,50 +49,30 @@ def run(
     override: Overrides = [],  # noqa: B006
     sweep: Annotated[
         list[str],
-        typer.Option(
-            metavar="KEY=A,B,C",
-            help="Run once for each value of a key; repeat for every combination.",
-            rich_help_panel="Configuration",
-        ),
+        option("Run once for each value of a key; repeat for every combination.", "Configuration", "KEY=A,B,C"),
     ] = [],  # noqa: B006
     engine: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND",
-            help="What runs the clients: local, ray, superlink; or how local does: auto, sequential, batched, graphs.",
-            rich_help_panel="Configuration",
+        option(
+            "What runs the clients: local, ray, superlink; or how local does: auto, sequential, batched, graphs.",
+            "Configuration",
+            "KIND",
         ),
     ] = None,
     local_nodes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Under superlink: start a SuperLink and N SuperNodes here for the run.",
-            rich_help_panel="Configuration",
-        ),
+        option("Under superlink: start a SuperLink and N SuperNodes here for the run.", "Configuration", "N"),
     ] = None,
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="New or empty folder to write to; runs/NAME-TIME if not given.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
+        option("New or empty folder to write to; runs/NAME-TIME if not given.", "Output", "FOLDER"),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Go on with the run or sweep in this folder after its last finished round.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
+        option("Go on with the run or sweep in this folder after its last finished round.", "Output", "FOLDER"),
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show what the run would cost, and train nothing.", rich_help_panel="Output")
-    ] = False,
+    plan: Annotated[bool, option("Show what the run would cost, and train nothing.", "Output", name="--plan")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -149,21 +124,11 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)] = [],  # noqa: B006
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE",
-            help="The page to write; report.html if not given.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
+        option("The page to write; report.html if not given.", "Output", "FILE"),
     ] = Path("report.html"),
     mbps: Annotated[
         str,
-        typer.Option(
-            metavar="RATES",
-            help="Links' speeds in Mbit/s, to count a round's seconds for; 2,10,50 if not given.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
+        option("Links' speeds in Mbit/s, to count a round's seconds for; 2,10,50 if not given.", "Output", "RATES"),
     ] = "2,10,50",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -183,7 +148,7 @@ def partition(
     override: Overrides = [],  # noqa: B006
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the counts as .png, .svg or .pdf.", rich_help_panel="Output"),
+        option("Draw the counts as .png, .svg or .pdf.", "Output", "FILE"),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -1,8 +1,13 @@
 """Help text in plain letters: rich's would cost more time than all the rest of `--help`."""
 
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
 
 
 class SectionedCommand(TyperCommand):
@@ -30,3 +35,9 @@ class GroupsFirst(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
+
+def option(help: str, panel: str, metavar: str | None = None, *, name: str | None = None) -> OptionInfo:
+    """An option under a heading of its command's help, which says its default itself where there is one."""
+    names = (name,) if name else ()
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False, rich_help_panel=panel)

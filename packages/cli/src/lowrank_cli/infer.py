@@ -1,8 +1,5 @@
 """`lowrank infer`: pictures from adapters, or the classes of pictures from a federated run."""
 
-# Click's generics leave Typer's options partly unknown.
-# pyright: reportUnknownMemberType=false
-
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +7,7 @@ import typer
 
 from lowrank_cli.diffusion import Device
 from lowrank_cli.fl import Json, Quiet
+from lowrank_cli.help import option
 
 _DRAWING = "Pictures from adapters"
 _CLASSES = "Classes from a federated run"
@@ -18,176 +16,111 @@ _PAGE = "A page to draw on"
 
 def infer(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER... [PICTURE...]", show_default=False)] = [],  # noqa: B006
-    prompt: Annotated[
-        list[str], typer.Option(help="What to draw; repeat for more.", show_default=False, rich_help_panel=_DRAWING)
-    ] = [],  # noqa: B006
-    negative: Annotated[
-        str | None, typer.Option(help="What to keep away from.", show_default=False, rich_help_panel=_DRAWING)
-    ] = None,
+    prompt: Annotated[list[str], option("What to draw; repeat for more.", _DRAWING)] = [],  # noqa: B006
+    negative: Annotated[str | None, option("What to keep away from.", _DRAWING)] = None,
     weight: Annotated[
         list[float],
-        typer.Option(
-            metavar="NUMBER",
-            help="How much an adapter counts, 1 if not given; once for each adapter, in their order.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
+        option(
+            "How much an adapter counts, 1 if not given; once for each adapter, in their order.", _DRAWING, "NUMBER"
         ),
     ] = [],  # noqa: B006
     embedding: Annotated[
         list[str],
-        typer.Option(
-            metavar="FILE[:WORD]",
-            help="Embeddings of a word that prompts then may have; repeat for more; a run brings its own.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
+        option(
+            "Embeddings of a word that prompts then may have; repeat for more; a run brings its own.",
+            _DRAWING,
+            "FILE[:WORD]",
         ),
     ] = [],  # noqa: B006
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER_OR_ID",
-            help="The model below: a diffusers folder, a whole model's file, a hub id or tiny; a run knows its own.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
+        option(
+            "The model below: a diffusers folder, a whole model's file, a hub id or tiny; a run knows its own.",
+            _DRAWING,
+            "FOLDER_OR_ID",
         ),
     ] = None,
     base_config: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER_OR_ID",
-            help="Where a model's file gets configurations and tokenizers from; its family's if not given.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
+        option(
+            "Where a model's file gets configurations and tokenizers from; its family's if not given.",
+            _DRAWING,
+            "FOLDER_OR_ID",
         ),
     ] = None,
     vae: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER_OR_ID", help="Another VAE than the base's.", show_default=False, rich_help_panel=_DRAWING
-        ),
+        option("Another VAE than the base's.", _DRAWING, "FOLDER_OR_ID"),
     ] = None,
     merge: Annotated[
         bool | None,
-        typer.Option(
-            "--merge/--no-merge",
-            help="Merge adapters into the weights; if not given, where rounding loses under 1% of the change.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
+        option(
+            "Merge adapters into the weights; if not given, where rounding loses under 1% of the change.",
+            _DRAWING,
+            name="--merge/--no-merge",
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Seed of all noise; 0 if not given.", show_default=False, rich_help_panel=_DRAWING
-        ),
+        option("Seed of all noise; 0 if not given.", _DRAWING, "N"),
     ] = 0,
     images: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Pictures of each prompt; 1 if not given.", show_default=False, rich_help_panel=_DRAWING
-        ),
+        option("Pictures of each prompt; 1 if not given.", _DRAWING, "N"),
     ] = 1,
     size: Annotated[
         str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT",
-            help="In pixels; the run's or the base's if not given.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
-        ),
+        option("In pixels; the run's or the base's if not given.", _DRAWING, "WIDTHxHEIGHT"),
     ] = None,
     steps: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Denoising steps; 25 if not given.", show_default=False, rich_help_panel=_DRAWING
-        ),
+        option("Denoising steps; 25 if not given.", _DRAWING, "N"),
     ] = 25,
     guidance: Annotated[
         float,
-        typer.Option(
-            metavar="NUMBER",
-            help="How strongly to follow the prompt; 5 if not given.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
-        ),
+        option("How strongly to follow the prompt; 5 if not given.", _DRAWING, "NUMBER"),
     ] = 5.0,
     scheduler: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="ddim, ddpm, dpm++, dpm++-karras, dpm++-sde, euler, euler-a, heun, lcm or unipc; the base's if not "
-            "given.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
+        option(
+            "ddim, ddpm, dpm++, dpm++-karras, dpm++-sde, euler, euler-a, heun, lcm or unipc; the base's if not given.",
+            _DRAWING,
+            "NAME",
         ),
     ] = None,
     batch: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Pictures drawn at once; 1 if not given.", show_default=False, rich_help_panel=_DRAWING
-        ),
+        option("Pictures drawn at once; 1 if not given.", _DRAWING, "N"),
     ] = 1,
-    grid: Annotated[
-        bool, typer.Option("--grid", help="Also all pictures in one, grid.png.", rich_help_panel=_DRAWING)
-    ] = False,
+    grid: Annotated[bool, option("Also all pictures in one, grid.png.", _DRAWING, name="--grid")] = False,
     precision: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="fp32, bf16 or fp16; if not given, bf16 on CUDA and fp32 elsewhere.",
-            show_default=False,
-            rich_help_panel=_DRAWING,
-        ),
+        option("fp32, bf16 or fp16; if not given, bf16 on CUDA and fp32 elsewhere.", _DRAWING, "NAME"),
     ] = "auto",
     top: Annotated[
         int,
-        typer.Option(
-            metavar="K",
-            help="How many classes to name for each picture; 5 if not given.",
-            show_default=False,
-            rich_help_panel=_CLASSES,
-        ),
+        option("How many classes to name for each picture; 5 if not given.", _CLASSES, "K"),
     ] = 5,
     client: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Of a personalised run: predict with this client's own part of the model.",
-            show_default=False,
-            rich_help_panel=_CLASSES,
-        ),
+        option("Of a personalised run: predict with this client's own part of the model.", _CLASSES, "N"),
     ] = None,
     serve: Annotated[
         bool,
-        typer.Option("--serve", help="Show a page in the browser to draw on, until Ctrl-C.", rich_help_panel=_PAGE),
+        option("Show a page in the browser to draw on, until Ctrl-C.", _PAGE, name="--serve"),
     ] = False,
     host: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Who can open the page; this machine alone, 127.0.0.1, if not given.",
-            show_default=False,
-            rich_help_panel=_PAGE,
-        ),
+        option("Who can open the page; this machine alone, 127.0.0.1, if not given.", _PAGE, "ADDRESS"),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Of the page; 7860 if not given, and 0 is any free one.",
-            show_default=False,
-            rich_help_panel=_PAGE,
-        ),
+        option("Of the page; 7860 if not given, and 0 is any free one.", _PAGE, "N"),
     ] = None,
     device: Device = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="New or empty folder for the pictures; runs/pictures-TIME if not given.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
+        option("New or empty folder for the pictures; runs/pictures-TIME if not given.", "Output", "FOLDER"),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
