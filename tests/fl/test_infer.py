@@ -205,6 +205,11 @@ def test_damaged_runs_are_refused_in_a_sentence(made, tmp_path, damage, message)
         predict(made, [tmp_path / "one.png"])
 
 
+def test_a_mean_is_any_number(made, tmp_path):
+    change(made, mean=[2**63, 0, 0])
+    assert predict(made, [tmp_path / "one.png"])
+
+
 def test_a_sweep_is_asked_for_one_of_its_runs(made, tmp_path):
     with pytest.raises(LowrankError, match=re.escape(f"name one of its runs, such as {made}")):
         predict(tmp_path, [tmp_path / "one.png"])

@@ -77,7 +77,7 @@ def changed(tree: Any) -> st.SearchStrategy[Any]:
             elif way == "swap":
                 other, place = draw(st.sampled_from(list(_places(result))))
                 holder[key] = copy.deepcopy(other[place])
-            elif way == "nudge" and isinstance(holder[key], int | float):
+            elif way == "nudge" and isinstance(holder[key], int | float) and abs(holder[key]) < 2**64:
                 holder[key] += draw(st.sampled_from([-1, 1, 4, -0.5]))
             elif holder is not result and way == "remove":
                 del holder[key]

@@ -155,7 +155,7 @@ def test_modules_trained_whole_that_do_not_fit(net, adapted, tmp_path):
     model = adapted(LoRA(rank=2, target_modules=["to_q"], modules_to_save=["head"]))
     lowrank_core.save(model, tmp_path / "adapter")
     net.head = torch.nn.Linear(12, 7)
-    with pytest.raises(LowrankError, match="the trained copy of head does not fit the model"):
+    with pytest.raises(LowrankError, match=r"the trained copy of head does not fit the model: [^\n]*$"):
         lowrank_core.load(net, tmp_path / "adapter")
     assert not lowrank_core.configs_of(net)
 

@@ -149,7 +149,7 @@ def load_classifier(folder: Path, client: int | None = None, device: str = "cpu"
     if client is not None:
         tensors |= _own_part(folder, client, model)
     fill(folder, model, tensors)
-    mean, std = (torch.tensor(description[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(description[key], dtype=torch.float32).view(-1, 1, 1) for key in ("mean", "std"))
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -15,7 +15,7 @@ from lowrank_core.adapters.inject import inject, remove
 from lowrank_core.adapters.layer import Adapter
 from lowrank_core.adapters.targets import find_targets, saved_names
 from lowrank_core.adapters.wrapper import original_modules
-from lowrank_core.errors import LowrankError, UsageError
+from lowrank_core.errors import LowrankError, UsageError, shortened
 from lowrank_core.files import grouped
 from lowrank_core.files.as_lora import as_lora
 from lowrank_core.files.bundle import AdapterFile, Component, Layers, ModuleAdapter, with_patterns
@@ -156,7 +156,8 @@ def _fill(model: nn.Module, file: AdapterFile, name: str) -> None:
             try:
                 module.copies[name].load_state_dict(held)
             except RuntimeError as error:
-                raise LowrankError(f"the trained copy of {owner} does not fit the model: {error}") from None
+                reason = shortened(str(error))
+                raise LowrankError(f"the trained copy of {owner} does not fit the model: {reason}") from None
 
 
 def adapter_file_of(model: nn.Module, name: str = "default") -> AdapterFile:

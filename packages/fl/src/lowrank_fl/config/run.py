@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
+from lowrank_core.errors import shortened
 from lowrank_fl.config.data import DataConfig, PartitionConfig
 from lowrank_fl.config.engine import EngineConfig
 from lowrank_fl.config.federation import (
@@ -26,7 +27,8 @@ from lowrank_fl.config.trials import AttackConfig, FailuresConfig, PrivacyConfig
 def check_path_name(name: str) -> str:
     """The name, which is to be a folder's on this machine and others; raises ValueError where it is not fit for it."""
     if not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]+", name):
-        raise ValueError(f"becomes a folder's name and takes letters, digits, '.', '_' and '-' alone, got {name!r}")
+        found = shortened(repr(name))
+        raise ValueError(f"becomes a folder's name and takes letters, digits, '.', '_' and '-' alone, got {found}")
     return name
 
 
