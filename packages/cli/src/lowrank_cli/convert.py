@@ -1,5 +1,8 @@
 """`lowrank convert`: adapters from one form of file to another."""
 
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
 import json
 from pathlib import Path
 from typing import Annotated, Any, cast

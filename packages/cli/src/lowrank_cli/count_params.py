@@ -1,5 +1,8 @@
 """The command `lowrank count-params`."""
 
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
 import json
 from pathlib import Path
 from typing import Annotated

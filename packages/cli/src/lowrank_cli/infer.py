@@ -1,5 +1,8 @@
 """`lowrank infer`: pictures from adapters, or the classes of pictures from a federated run."""
 
+# Click's generics leave Typer's options partly unknown.
+# pyright: reportUnknownMemberType=false
+
 from pathlib import Path
 from typing import Annotated
 
