@@ -8,7 +8,7 @@ from torch import nn
 
 from lowrank_core import UsageError
 from lowrank_core.adapters.control import adapters_of
-from lowrank_diffusion.adapting import put_adapters
+from lowrank_diffusion.adapting import check_targets, put_adapters
 from lowrank_diffusion.config import TrainConfig
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.optimizers import build_optimizer
@@ -39,6 +39,30 @@ def test_ranks_alphas_and_dropouts_by_layer():
     found = {name: (adapter.rank, adapter.alpha) for name, adapter in layers.items()}
     assert found == {"down.to_q": (3, 4), "down.to_v": (4, 4), "up.to_q": (3, 9), "up.to_v": (2, 4)}
     assert {(adapter.rank_dropout, adapter.module_dropout) for adapter in layers.values()} == {(0.25, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        # Layers are 8 to 6 and 6 to 4.
+        (
+            ["adapter.rank=100000"],
+            r"^adapter.rank has 100000, and the largest .* is 6 \(down.to_q\); give that",
+        ),
+        (["adapter.rank_pattern={to_v: 5}"], r"^adapter.rank_pattern has 5, and the .* is 4 \(down.to_v\)"),
+        (["adapter.target=[nothing]"], r"^adapter.target 'nothing' matches no module; the nearest names are"),
+        (["adapter.target=[norm]"], r"norm is of type LayerNorm, .*; leave it out of adapter.target"),
+        (["adapter.alpha_pattern={to_k: 2}"], r"^adapter.alpha_pattern 'to_k' matches no adapted layer"),
+    ],
+)
+def test_targets_and_ranks_that_cannot_be_meant(wanted, sentence):
+    network = nn.ModuleDict({"down": Block(), "up": Block(), "norm": nn.LayerNorm(4)})
+    fitting = ["adapter.method=lora", "adapter.rank=6", "adapter.target=[to_q, to_v]"]
+    settings = load_config(None, [*fitting, *wanted]).adapter
+    with pytest.raises(UsageError, match=sentence):
+        check_targets({"unet": network}, settings)
+    for good in ([], ["adapter.rank_pattern={to_v: 4}"], ["adapter.method=lokr", "adapter.rank=10000"]):
+        check_targets({"unet": network}, load_config(None, [*fitting, *good]).adapter)
 
 
 def test_rates_by_layer():

@@ -229,7 +229,7 @@ def test_noise_offset_shifts_whole_channels():
 @pytest.mark.parametrize(
     ("changed", "loss", "message"),
     [
-        ({"beta_schedule": None}, LossConfig(), "FlowMatch of the base model has no beta_schedule, as SDXL's has"),
+        ({"beta_schedule": None}, LossConfig(), "FlowMatch of the base model has no beta_schedule, and adapters are"),
         ({"prediction_type": "sample"}, LossConfig(), "has prediction_type sample; set loss.prediction to epsilon or"),
         ({}, LossConfig(max_timestep=1001), "time steps 0 to 999; loss.min_timestep is 0 and loss.max_timestep 1001"),
         ({}, LossConfig(min_timestep=1000), "loss.min_timestep is 1000 and loss.max_timestep not given, so lower them"),

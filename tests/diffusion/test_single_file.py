@@ -69,7 +69,7 @@ def test_what_a_file_says_that_it_predicts(tmp_path, names, metadata, learned):
         ("lycoris_mid_block_attentions_0_proj_in.hada_w1_a", "is an adapter"),
         (
             "cond_stage_model.model.ln_final.weight",
-            "is a Stable Diffusion 2, and adapters are trained for SDXL; give an",
+            "is a Stable Diffusion 2, and adapters are trained for SDXL and Stable Diffusion 1; give one as",
         ),
         ("conditioner.embedders.0.model.ln_final.weight", "is SDXL's refiner"),
         ("edm_vpred.sigma_max", "is an SDXL that was trained with EDM's noise"),

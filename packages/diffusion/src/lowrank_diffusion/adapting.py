@@ -1,5 +1,6 @@
 """The adapters of a run, put on the networks of its base."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lowrank_core import AdaLoRA, LoHa, LoKr, LoRA
 from lowrank_core.adapters.config import AdapterConfig
 from lowrank_core.adapters.control import adapters_of, configs_of, trainable_parameters
 from lowrank_core.adapters.inject import inject
-from lowrank_core.adapters.targets import by_pattern
+from lowrank_core.adapters.targets import by_pattern, find_targets
 from lowrank_core.adapters.tensors import load_state_dict_into, state_dict_of
 from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks
 from lowrank_core.errors import LowrankError, UsageError
@@ -54,6 +55,46 @@ def final_rank(settings: AdapterSettings) -> int:
     return settings.target_rank or max(1, settings.rank // 2)
 
 
+def networks_of(pipeline: Any, settings: AdapterSettings) -> dict[str, nn.Module]:
+    """What gets an adapter, by `PLACES`."""
+    places = list(PLACES) if settings.text_encoders else ["unet"]
+    # Stable Diffusion 1 has one text encoder.
+    return {place: getattr(pipeline, PLACES[place]) for place in places if hasattr(pipeline, PLACES[place])}
+
+
+def check_targets(networks: Mapping[str, nn.Module], settings: AdapterSettings) -> None:
+    """Refuse targets that are none, and ranks that no layer with them has a use for.
+
+    LoKr's may be any: from a size on its second side is a whole matrix.
+
+    Args:
+        networks: `unet` and text encoders; meta weights will do.
+        settings: of the adapter.
+
+    Raises:
+        UsageError: so it is; fields are called by their keys.
+    """
+    largest = dict[int, tuple[int, str]]()
+    for place, network in networks.items():
+        key = "target" if place == "unet" else "text_target"
+        try:
+            targets = find_targets(network, adapter_config(settings, getattr(settings, key)))
+        except UsageError as error:
+            said = re.sub("^target_modules", f"adapter.{key}", str(error))
+            said = re.sub("^(rank_pattern|alpha_pattern)", r"adapter.\1", said)
+            raise UsageError(said.replace("with exclude_modules", f"of adapter.{key}")) from None
+        for target in targets:
+            found = min(target.geometry.matrix_shape), target.name
+            largest[target.rank] = max(largest.get(target.rank, found), found, key=lambda each: each[0])
+    for rank, (limit, name) in largest.items():
+        if rank > limit and settings.method != "lokr":
+            option = f"adapter.rank{'' if rank == settings.rank else '_pattern'}"
+            raise UsageError(
+                f"{option} has {rank}, and the largest rank that any of its layers has a use for is {limit} ({name}); "
+                "give that, or less"
+            )
+
+
 def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], None]) -> "Adapters":
     """Adapters on the UNet and, if asked for, on the text encoders, drawn from the run's seed; all else is frozen.
 
@@ -65,10 +106,8 @@ def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], N
     """
     word = new_word(config, pipeline)
     settings = config.adapter
-    places = list(PLACES) if settings.text_encoders else ["unet"]
-    # Stable Diffusion 1 has one text encoder.
     source = None if settings.init_from is None else local_adapter(settings.init_from, note)
-    networks = {place: getattr(pipeline, PLACES[place]) for place in places if hasattr(pipeline, PLACES[place])}
+    networks = networks_of(pipeline, settings)
     for number, (place, network) in enumerate(networks.items()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "adapter", number))

@@ -9,7 +9,7 @@ from typing import Any
 from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.parsing import parse_json
 from lowrank_diffusion.config import BaseConfig
-from lowrank_diffusion.families import SD1, SDXL, Family, family_named
+from lowrank_diffusion.families import SD1, SDXL, TRAINED, Family, family_named
 from lowrank_diffusion.identity import source_identity
 from lowrank_diffusion.single_file import read_single_file, single_file
 
@@ -141,16 +141,13 @@ def check_base(folder: Path, path: str, option: str = "base.path", *, weights: b
     except (OSError, ValueError, AttributeError):
         raise LowrankError(
             f"{path} is no diffusers folder: there is no readable model_index.json in it; give the folder of an SDXL "
-            "as diffusers saves it"
+            "or Stable Diffusion 1 as diffusers saves it"
         ) from None
     family = family_named(kind)
     if family is None:
-        raise LowrankError(
-            f"{path} is a {shortened(kind)}, and adapters are trained for SDXL and Stable Diffusion 1; give one as "
-            f"{option}"
-        )
+        raise LowrankError(f"{path} is a {shortened(kind)}, and {TRAINED} as {option}")
     if family is SD1 and _text_width(folder) == 1024:
-        raise LowrankError(f"{path} is a Stable Diffusion 2, which is not trained here; give an SDXL as {option}")
+        raise LowrankError(f"{path} is a Stable Diffusion 2, and {TRAINED} as {option}")
     if lacking := [part for part in family.parts if not (folder / part).is_dir()]:
         raise LowrankError(f"{path} lacks {', '.join(lacking)}; give the folder of a whole {family.name}")
     without = [part for part in family.networks if not any((folder / part).glob("*.safetensors"))]

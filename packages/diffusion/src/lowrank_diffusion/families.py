@@ -65,6 +65,9 @@ SD1 = Family(
 )
 """Its UNet reads the last layer of its one encoder, and neither pooled text nor sizes."""
 
+TRAINED = "adapters are trained for SDXL and Stable Diffusion 1; give one"
+"""What is said of other models, and then by which option."""
+
 
 def family_named(pipeline: str) -> Family | None:
     """The family whose pipeline has this class; SDXL's other pipelines have the same networks."""

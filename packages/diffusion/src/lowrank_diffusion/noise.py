@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_diffusion.config import LossConfig
+from lowrank_diffusion.families import TRAINED
 from lowrank_diffusion.losses import errors
 from lowrank_diffusion.seeds import derive_seed
 
@@ -32,7 +33,7 @@ def training_noise(scheduler: Mapping[str, Any], loss: LossConfig, seed: int) ->
 
     found = scheduler.get("_class_name", "its scheduler")
     if "beta_schedule" not in scheduler:
-        raise LowrankError(f"{found} of the base model has no beta_schedule, as SDXL's has; give an SDXL as base.path")
+        raise LowrankError(f"{found} of the base model has no beta_schedule, and {TRAINED} as base.path")
     prediction = loss.prediction or scheduler.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise LowrankError(

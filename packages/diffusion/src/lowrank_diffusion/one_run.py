@@ -8,7 +8,7 @@ from typing import Any
 
 from lowrank_core.adapters.control import disable
 from lowrank_core.errors import LowrankError
-from lowrank_diffusion.adapting import put_adapters
+from lowrank_diffusion.adapting import check_targets, networks_of, put_adapters
 from lowrank_diffusion.ahead import encoded_ahead
 from lowrank_diffusion.base import DTYPES, load_base
 from lowrank_diffusion.checkpoint import load_checkpoint, run_digest, save_checkpoint
@@ -68,6 +68,8 @@ class OneRun:
             observer.note,
             config=config.base.config,
         )
+        if config.adapter.init_from is None:
+            check_targets(networks_of(self.pipeline, config.adapter), config.adapter)
         runs = [(config, self.material)]
         if config.prior.caption is not None:
             runs.append(prior_run(config, self.pipeline, accelerator, self.global_batch, observer))

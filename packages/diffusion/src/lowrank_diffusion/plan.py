@@ -13,7 +13,7 @@ from lowrank_core.costs.adapters import count_adapter
 from lowrank_core.costs.trace import ForwardCost, trace
 from lowrank_core.files.tensors import read_shapes
 from lowrank_diffusion import sdxl
-from lowrank_diffusion.adapting import adapter_config
+from lowrank_diffusion.adapting import adapter_config, check_targets
 from lowrank_diffusion.base_files import base_folder, check_base
 from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
@@ -65,7 +65,7 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
 
     Raises:
         LowrankError: the base's folder is no SDXL.
-        UsageError: targets that match nothing.
+        UsageError: what `check_targets` raises.
     """
     train, settings = config.train, config.adapter
     file = single_file(config.base.path)
@@ -79,8 +79,10 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     else:
         family = check_base(folder, described, weights=single is None)
         unet = _read(folder)
-    reports = [count_adapter(unet.model, adapter_config(settings, settings.target))]
     texts = [_text_model(folder, name) for name in family.encoders]
+    adapted = dict(zip(family.encoders, texts, strict=True)) if settings.text_encoders else {}
+    check_targets({"unet": unet.model} | adapted, settings)
+    reports = [count_adapter(unet.model, adapter_config(settings, settings.target))]
     if settings.text_encoders:
         reports += [count_adapter(text, adapter_config(settings, settings.text_target)) for text in texts]
     trained = sum(report.trainable_params for report in reports)

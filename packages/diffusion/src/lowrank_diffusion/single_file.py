@@ -14,7 +14,7 @@ import torch
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.tensors import open_tensors
-from lowrank_diffusion.families import SD1, SDXL, Family
+from lowrank_diffusion.families import SD1, SDXL, TRAINED, Family
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -79,7 +79,7 @@ def read_single_file(path: Path, *, has_vae: bool = True, option: str = "base.pa
     others = (what for start, what in _OTHERS.items() if any(name.startswith(start) for name in shapes))
     if (other := next(others, None)) or shapes.get(_FIRST, (0, 4))[1:2] != (4,):
         other = other or "a model for inpainting"
-        raise LowrankError(f"{path} is {other}, and adapters are trained for SDXL; give an SDXL as {option}")
+        raise LowrankError(f"{path} is {other}, and {TRAINED} as {option}")
     family = SD1 if any(name.startswith(SD1.prefixes["text_encoder"]) for name in shapes) else SDXL
     lacking = [
         part

@@ -148,7 +148,7 @@ def base_of(sources: Sequence[Source], path: str | None, vae: str | None, config
     if not bases:
         raise UsageError(
             "an adapter's files do not say which model they are for; give it with --base, a diffusers folder or "
-            "file of an SDXL, or a hub id such as stabilityai/stable-diffusion-xl-base-1.0"
+            "file of an SDXL or Stable Diffusion 1, or a hub id such as stabilityai/stable-diffusion-xl-base-1.0"
         )
     if len({(each.path, each.revision) for each in bases}) > 1:
         raise UsageError(
