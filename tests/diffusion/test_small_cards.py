@@ -120,6 +120,29 @@ def test_a_quantized_base_trains_as_the_dense_weights_that_it_stands_for(base, m
         lowrank_core.merge(unet)
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_torch_compile_follows_a_quantized_layer_without_a_break(kind):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64)).requires_grad_(False)
+    lowrank_core.inject(network, lowrank_core.LoRA(rank=2, target_modules=["0"]))
+    for adapter in adapters_of(network).values():
+        adapter.form.init(adapter.factors, "random")
+    quantize(network, kind, torch.device("cpu"))
+    inputs = torch.randn(5, 64, requires_grad=True)
+    wanted = [inputs, *trainable_parameters(network)]
+
+    def outcome(call) -> list[torch.Tensor]:
+        output = call(inputs)
+        return [output.detach(), *torch.autograd.grad(output.square().sum(), wanted)]
+
+    expected = outcome(network)
+    found = outcome(torch.compile(network, backend="aot_eager", fullgraph=True))
+    assert all(gradient.any() for gradient in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(("number", "kind"), [(None, "nf4"), (5, None)])
 def test_one_offloaded_block_at_a_time_is_there_and_nothing_changes(base, number, kind):
     unet = copy.deepcopy(base).train()

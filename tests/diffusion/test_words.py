@@ -158,9 +158,14 @@ def test_words_that_cannot_be_learned_are_refused(pipeline):
         new_word(configured("pivotal.init=backpack"), pipeline)
     captions = ["a house", "[trigger] at the top"]
     with pytest.raises(UsageError, match=r"token is <Pack>, which stands in no caption, .* set data.trigger: <Pack>"):
-        check_captions(configured(), captions)
-    check_captions(configured("data.trigger='a <pack> house'"), captions)
-    check_captions(configured(), [*captions, "A <PACK>"])
+        check_captions(configured(), captions, print)
+    told = []
+    shown = "sample.prompts=['a <PACK>', 'a house']"
+    check_captions(configured("data.trigger='a <pack> house'", shown), captions, told.append)
+    check_captions(configured("sample.prompts=[]"), [*captions, "A <PACK>"], told.append)
+    assert told == []
+    check_captions(configured("sample.prompts=[a house]"), [*captions, "A <PACK>"], told.append)
+    assert told == ["pivotal.token <Pack> stands in none of sample.prompts, so the grids will not show what it learns"]
     with pytest.raises(UsageError, match=r"trains what cache.text would keep; set cache.text: none"):
         load_config(None, ["pivotal.token=<pack>"])
     with pytest.raises(UsageError, match=r"which pivotal.hold_spread cannot reach; set pivotal.hold_spread: 0"):

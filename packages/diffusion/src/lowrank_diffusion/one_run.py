@@ -59,7 +59,7 @@ class OneRun:
             check_trackers(config.track)
             check_repository(config.hub)
         self.material = find_material(config, self.global_batch, observer.note)
-        check_captions(config, self.material.captions)
+        check_captions(config, self.material.captions, observer.note)
         self.pipeline: Any = load_base(
             config.base.path,
             config.base.vae,

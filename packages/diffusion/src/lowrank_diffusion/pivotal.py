@@ -4,7 +4,7 @@ Textual inversion is of Gal et al. (https://arxiv.org/abs/2208.01618), the pivot
 (https://arxiv.org/abs/2106.05744), who invert first and tune afterwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,16 +88,23 @@ def _token_of(tokenizer: Any, word: str) -> int:
     return tokenizer.convert_tokens_to_ids(tokens)[0]
 
 
-def check_captions(config: DiffusionConfig, captions: Sequence[str]) -> None:
-    """Refuse a run whose word stands in none of its captions.
+def check_captions(config: DiffusionConfig, captions: Sequence[str], note: Callable[[str], None]) -> None:
+    """Refuse a run whose word stands in none of its captions; `note` where it stands in none of its prompts.
 
     Raises:
         UsageError: so it is.
     """
     token = config.pivotal.token
-    told = Captions(config.data, config.seed).all_of(captions)
-    if token is not None and not any(token.lower() in caption.lower() for caption in told):
+    if token is None:
+        return
+
+    def have_it(texts: Sequence[str]) -> bool:
+        return any(token.lower() in text.lower() for text in texts)
+
+    if not have_it(Captions(config.data, config.seed).all_of(captions)):
         raise UsageError(
             f"pivotal.token is {token}, which stands in no caption, so nothing would be learned for it; set "
             f"data.trigger: {token}, or write it into captions"
         )
+    if config.sample.prompts and not have_it(config.sample.prompts):
+        note(f"pivotal.token {token} stands in none of sample.prompts, so the grids will not show what it learns")
