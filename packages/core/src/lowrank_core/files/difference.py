@@ -109,7 +109,7 @@ def _check(pair: TwoModels, base: Path, tuned: Path) -> None:
         if any(name.startswith(_ORIGINAL) for name in names):
             raise LowrankError(
                 f"{where} is a whole model in one file, in its authors' layout; save it as a diffusers folder first "
-                "(StableDiffusionXLPipeline.from_single_file, then save_pretrained)"
+                "(from_single_file of StableDiffusionXLPipeline or StableDiffusionPipeline, then save_pretrained)"
             )
     for own, other, one, two in ((*layers, base, tuned), (*layers[::-1], tuned, base)):
         if missing := sorted(set(own) - set(other)):
