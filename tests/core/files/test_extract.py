@@ -165,7 +165,7 @@ def changed(folder, change):
         (lambda t: t.update({"more.weight": torch.zeros(5, 12)}), "base lacks layers that .*tuned has: more.weight"),
         (lambda t: t["head.weight"].fill_(torch.nan), "head.weight has numbers that are not finite"),
         (lambda t: t.update({"head.weight": torch.zeros(6, 12).char()}), r"head.weight is quantized \(int8\)"),
-        (lambda t: t.update({"model.diffusion_model.a.weight": t["head.weight"].clone()}), "layout; save it as a diffusers"),
+        (lambda t: t.update({"model.diffusion_model.a.weight": t["head.weight"].clone()}), "save it as a diffusers"),
     ],
 )
 def test_models_that_do_not_fit(models, tmp_path, change, message):
