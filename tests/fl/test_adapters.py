@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import small_examples
+from cases import one_more_trial, small_examples
 from safetensors.torch import load_file
 from test_personal import KINDS
 from test_run import Watcher, rows_of
@@ -391,6 +391,7 @@ def test_nodes_make_the_frozen_weights_from_the_configuration(start, started, tm
     assert not base_names(model) & resident.trainer.state.keys()
 
 
+@one_more_trial
 @pytest.mark.slow
 def test_two_supernodes_give_the_bits_of_the_local_engine(started, tmp_path):
     given = [f"model.start={started / 'plain'}", "rounds=2", "codec.up=fp16"]

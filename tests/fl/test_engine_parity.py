@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from cases import one_more_trial
 from test_run import Watcher
 
 from lowrank_core import LowrankError
@@ -173,7 +174,11 @@ def test_a_failure_on_the_supernodes_is_the_commands_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "engine", [["--local-nodes", "2"], ["--engine", "ray", "-o", "engine.workers=2"]], ids=["superlink", "ray"]
+    "engine",
+    [
+        pytest.param(["--local-nodes", "2"], id="superlink"),
+        pytest.param(["--engine", "ray", "-o", "engine.workers=2"], id="ray", marks=one_more_trial),
+    ],
 )
 def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(tmp_path, started, engine):
     out = tmp_path / "run"
