@@ -62,6 +62,7 @@ def test_sdxl_s_attention(count):
     assert count("sdxl-unet", "--method", "lora", "--rank", "8")["trainable_params"] == 11_612_160
 
 
+@pytest.mark.slow
 def test_sdxl_is_the_unet_and_both_text_encoders(count):
     whole = count("sdxl", "--method", "lora", "--rank", "4", "--target", "attention+mlp")
     assert whole["original_params"] == 2_567_463_684 + 123_060_480 + 694_659_840
@@ -200,6 +201,7 @@ def test_csv_has_a_row_for_every_changed_layer(lowrank, tmp_path):
     assert rows[-1]["shape"] == "10x2048"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_plotting_writes_a_picture(lowrank, tmp_path, ending):
     path = tmp_path / f"costs.{ending}"

@@ -59,6 +59,7 @@ def test_many_classes_leave_the_largest_of_each_client(capsys):
     assert lines[3] == "1 5 1 class 0 5"
 
 
+@pytest.mark.slow
 def test_the_picture_is_written_where_asked(lowrank, tmp_path):
     outcome = lowrank(*FEW, "--plot", str(tmp_path / "counts.png"))
     assert outcome.out.splitlines()[-1] == f"picture: {tmp_path / 'counts.png'}"

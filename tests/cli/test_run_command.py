@@ -133,6 +133,7 @@ def test_a_folder_that_holds_files_is_left_alone(lowrank, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
+@pytest.mark.slow
 def test_a_real_run_prints_what_its_folder_says(lowrank, tmp_path):
     small = ["federation.clients=2", "federation.clients_per_round=2", "data.max_examples=64", "engine.workers=1"]
     options = [part for key in [*small, "rounds=2", "federation.epochs=1", "model.width=4"] for part in ("-o", key)]

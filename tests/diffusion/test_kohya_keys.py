@@ -77,6 +77,7 @@ def test_every_key_is_the_layer_of_the_unet_that_comfyui_and_kohya_look_up(metho
     assert_found(modules_in(path), expected, leaf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONFIGS)
 def test_every_key_is_the_layer_of_the_text_encoder_that_they_look_up(method, tmp_path):
     config, leaf = CONFIGS[method]

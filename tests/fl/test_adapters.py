@@ -327,6 +327,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(kind, tmp_path):
         assert path.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_over_another_base(tmp_path):
     start, given = tmp_path / "start", f"model.start={tmp_path / 'start'}"
     run(config(method="null"), start, Watcher())
@@ -370,6 +371,7 @@ def started(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_client_starts_from_the_other_runs_weights(started):
     settings = config(f"model.start={started / 'plain'}")
     model, report = model_of(settings, examples_of(settings))

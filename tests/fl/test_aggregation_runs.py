@@ -78,6 +78,7 @@ def test_the_gap_is_looked_at_only_where_asked_for_and_changes_nothing(tmp_path)
     assert "Aggregation gap" not in (tmp_path / "false" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_without_factors_has_no_gap_to_measure(tmp_path):
     run(config("factors", "aggregation.gap=true", "rounds=1", method="original"), tmp_path / "run", Watcher())
     assert rows_of(tmp_path / "run")[0]["aggregation_gap"] is None
@@ -142,6 +143,7 @@ def test_worker_processes_give_the_same_bits(tmp_path):
         assert results(tmp_path / f"{kind}1") == results(tmp_path / f"{kind}2")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_default_is_one_of_versions_without_the_key(tmp_path):
     settings = config("factors", "rounds=1")
     run(settings, tmp_path / "run", Watcher())

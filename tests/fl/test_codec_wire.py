@@ -153,6 +153,7 @@ def test_what_the_largest_entries_leave_out_is_sent_later(tmp_path):
     np.testing.assert_array_equal(to_arrays(reply.content.array_records["arrays"])["w"], [8, 0, 6, 0])
 
 
+@pytest.mark.slow
 def test_error_feedback_reaches_what_larger_changes_hide(tmp_path):
     """Two clients' largest changes cancel for ever; what they agree on is smaller, and needs error feedback."""
     changes = [{"w": np.array([10, 1], np.float32)}, {"w": np.array([-10, 1], np.float32)}]

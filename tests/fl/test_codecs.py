@@ -86,6 +86,7 @@ def test_what_is_no_number_stays_none(name, wrong):
     assert np.isfinite(decoded["fine"]).all()
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(width=16, allow_nan=False), min_size=1))
 def test_half_precision_is_exact_on_its_own_numbers(values):
     flat = torch.tensor(values, dtype=torch.float32)
@@ -137,6 +138,7 @@ def test_the_largest_entries_are_the_largest(flat, share):
     assert kept == sorted(order[: max(1, round(share * len(flat)))])
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(-50, 50), min_size=12, max_size=12), min_size=1, max_size=6))
 @settings(deadline=None)
 def test_what_was_sent_and_what_is_left_are_all_that_was_given(rounds):

@@ -107,6 +107,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_reply_that_is_thrown_away_leaves_everything_as_if_it_had_not_been_asked_for(case, tmp_path):
     results = []
@@ -125,6 +126,7 @@ def test_a_reply_that_is_thrown_away_leaves_everything_as_if_it_had_not_been_ask
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_round_with_dropped_clients_ends_the_same_when_it_is_run_again(case, tmp_path):
     """All that clients do in a round is done, and nothing of it has reached the checkpoint."""

@@ -287,6 +287,7 @@ def test_fedper_converges_on_two_classes_a_client_and_beats_fedavg(tmp_path):
     assert accuracy["fedper"] > accuracy["none"] + 0.1
 
 
+@pytest.mark.slow
 def test_a_damaged_part_of_a_client_is_said(tmp_path):
     run(config("fedper", "federation.clients_per_round=5"), tmp_path / "run", Watcher())
     file = tmp_path / "run" / "clients" / "personal" / "2" / "round-3.safetensors"

@@ -129,6 +129,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_rows(tmp_path, quick, strate
     assert summary.waited_seconds == pytest.approx(sum(row["waited_seconds"] for row in rows))
 
 
+@pytest.mark.slow
 def test_failures_cost_downlink_and_no_uplink(tmp_path, quick):
     [plain] = run(config("federation.clients_per_round=4"), tmp_path / "plain", Watcher())
     [failing] = run(config(*FAILING), tmp_path / "failing", Watcher())

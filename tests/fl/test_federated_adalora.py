@@ -201,6 +201,7 @@ def test_the_same_bits_in_one_process_and_in_two_workers(strategy, workers):
         assert {n: a.tobytes() for n, a in alone.items()} == {n: a.tobytes() for n, a in spread.items()}
 
 
+@pytest.mark.slow
 def test_ranks_end_at_the_budget_and_bytes_fall_with_them():
     rounds = [trained for trained, _ in federate(clients=2)]
     assert [sum(trained.ranks.values()) for trained in rounds] == [2, 2, 2, 2]

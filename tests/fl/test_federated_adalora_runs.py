@@ -74,6 +74,7 @@ def test_frozen_weights_stay_as_they_were(finished):
     assert all(torch.equal(saved[name], state_of(model)[name]) for name in base_names(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("codec.up=int8", "codec.down=fp16"), ("partition.held_out=0.2",)])
 def test_a_plan_comes_near_what_a_run_sends(more, tmp_path):
     """It shares ranks out evenly, and a run does not."""
@@ -86,6 +87,7 @@ def test_a_plan_comes_near_what_a_run_sends(more, tmp_path):
     assert layers == dict.fromkeys(LAYERS, 4)
 
 
+@pytest.mark.slow
 def test_a_plan_is_exact_where_ranks_do_fall_evenly(tmp_path, monkeypatch):
     from lowrank_fl.ranks import allocation
 
@@ -133,6 +135,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(after, more, tmp_path):
         assert all(torch.equal(tensor, stopped[key]) for key, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_rounds_are_not_changed_on_the_way(tmp_path):
     with pytest.raises(LowrankError, match="interrupted"):
         run(config(), tmp_path / "run", Watcher(interrupt_after=1))

@@ -147,6 +147,7 @@ def test_the_same_seed_gives_the_same_bits_in_any_order_and_with_any_number_of_w
     assert run(workers, strategy) == expected
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_round_to_round_and_learns():
     results = run(InProcess(), rounds=12)
     losses = [result[1] for result in results]
@@ -173,6 +174,7 @@ def test_fedavg_is_the_mean_weighted_by_examples():
         np.testing.assert_allclose(array, 0.25 * one[name] + 0.75 * two[name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_every_round_samples_the_configured_number_of_clients_and_leaves_pythons_generator_alone_between_runs():
     sampled = [result[0] for result in run(InProcess(), rounds=6)]
     assert all(len(set(clients)) == 3 for clients in sampled)

@@ -131,6 +131,7 @@ def test_an_error_reply_is_its_clients_own():
     assert screen(replies, sent)[1][3] == "no examples"
 
 
+@pytest.mark.slow
 def test_a_client_that_never_answers_is_left_out_after_the_timeout():
     grid = FakeGrid(parts(0, 1, of=2), echo())
     grid.silent = lambda message: message.content.config_records.get("config", {}).get("client") == 1
@@ -171,6 +172,7 @@ def test_a_node_that_is_gone_costs_no_round_any_time(monkeypatch):
         assert [reply.metadata.src_node_id for reply in clients.send_and_receive(messages_for(0, 1))] == [2]
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_back_has_the_time_to_say_its_part_once(monkeypatch):
     """A SuperNode takes seconds for an answer; one that never gives it costs a single round."""
     grid = FakeGrid(parts(0, 1, of=2), echo())

@@ -211,6 +211,7 @@ def bits(results):
     return [({name: array.tobytes() for name, array in shared.items()}, *rest) for shared, *rest in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_in_one_process_and_in_two_workers(kind, strategy, tmp_path, workers):
@@ -219,6 +220,7 @@ def test_the_same_bits_in_one_process_and_in_two_workers(kind, strategy, tmp_pat
     assert bits(federate(kind, tmp_path / "two", workers, **many)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_before_a_test_leaves_no_trace(kind, tmp_path):
     further, plain = federate(kind, tmp_path / "further", test_epochs=3), federate(kind, tmp_path / "plain")
@@ -227,6 +229,7 @@ def test_training_before_a_test_leaves_no_trace(kind, tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ditto", "finetune"])
 def test_the_shared_model_has_the_bits_of_fedavg(kind, tmp_path):
     shared, plain = federate(kind, tmp_path / "own"), federate("none", tmp_path / "plain")

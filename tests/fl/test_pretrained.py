@@ -206,6 +206,7 @@ def test_torchvisions_weights_are_kept_but_for_the_last_layer(hub):
     assert torch.equal(model.network.classifier[3].weight, again.network.classifier[3].weight)
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_fetched(hub):
     settings = config("torchvision:resnet18")
     with pytest.raises(LowrankError) as caught:
@@ -216,6 +217,7 @@ def test_weights_that_cannot_be_fetched(hub):
     )
 
 
+@pytest.mark.slow
 def test_torchvisions_networks_can_be_factorized_if_they_are_drawn():
     settings = config(
         "torchvision:mobilenet_v3_small", "model.pretrained=false", "model.method=fedpara", "model.gamma=0.3"

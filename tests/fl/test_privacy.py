@@ -267,6 +267,7 @@ def test_who_clips_makes_no_difference_and_the_run_says_what_it_spent(tmp_path, 
         assert weights(tmp_path / "client") == weights(tmp_path / "server")
 
 
+@pytest.mark.slow
 @kinds
 def test_the_plan_counts_what_a_private_run_sends(tmp_path, quick, clipping, side):
     told = [

@@ -128,12 +128,14 @@ def messages_for(*clients: int) -> list[Message]:
 FEWER = ["federation.clients_per_round=3"]
 
 
+@pytest.mark.slow
 def test_replies_come_in_the_order_of_the_clients(send):
     _, replies = send(lambda client: time.sleep(0.05 * (3 - client)), 2, 0, 1)
     assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3]
     assert [reply.content.config_records["config"]["partition-id"] for reply in replies] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_client_that_never_answers_is_left_out_after_the_timeout(send):
     messages, replies = send(lambda client: time.sleep(1.0 if client == 0 else 0), 0, 1, timeout=0.3)
     assert [reply.metadata.src_node_id for reply in replies] == [2]
@@ -168,6 +170,7 @@ def test_an_actor_that_dies_is_that_clients_error_and_is_replaced(make):
     ours.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_never_answers_costs_its_round_alone_and_no_time_at_the_end(make):
     never = threading.Event()
     ours, backend, grid = make(lambda client: never.wait(60) if client == 0 else None, timeout=0.3)

@@ -132,6 +132,7 @@ def test_a_sweep_has_a_folder_a_run_and_one_report(tmp_path):
     assert len(rows_of(tmp_path / "sweep" / "fedpara-1")) == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_every_finished_round_and_says_where(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as caught:
@@ -173,6 +174,7 @@ def test_ctrl_c_in_a_sweep_keeps_the_runs_before_it_and_reports_them(tmp_path):
     assert (tmp_path / "sweep" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_without_a_folder_the_run_makes_one_named_by_the_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (summary,) = run(small("rounds=1"), None, Watcher())
@@ -215,6 +217,7 @@ def test_divergence_ends_the_run_with_the_finished_rounds_kept(tmp_path, monkeyp
     assert load_file(out / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_layers_that_stayed_are_said(tmp_path):
     watcher = Watcher()
     run(small("model.gamma=null", "model.rank=30", "rounds=1"), tmp_path / "run", watcher)

@@ -310,6 +310,7 @@ def test_sigterm_interrupts_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @posix
 def test_a_superlink_that_does_not_start_is_quoted(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, flower_superlink="echo no port left; exit 3")

@@ -367,6 +367,7 @@ def workers():
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_in_one_process_and_in_two_workers(kind, tmp_path, workers):
     update = UpdateConfig(kind=kind, ratio=0.3, interval=2, whole_ends=False)
@@ -431,6 +432,7 @@ def test_a_run_killed_within_a_round_ends_with_the_same_bits(tmp_path, monkeypat
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_from_another_start(tmp_path):
     start, stopped = tmp_path / "start", tmp_path / "stopped"
     run(config("rounds=1", kind="none"), start, Watcher())

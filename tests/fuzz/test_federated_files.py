@@ -89,6 +89,7 @@ def _nowhere():
     return Path("nowhere")
 
 
+@pytest.mark.slow
 def test_rounds(run):
     config = load_config("mnist", OVERRIDES)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -138,6 +138,7 @@ def test_a_rank_cuts_off_as_the_singular_values_say(net, base, saved, tmp_path):
     assert done.kept_energy == pytest.approx(1 - lost / energy)
 
 
+@pytest.mark.slow
 def test_a_loha_of_a_sum_that_is_one(net, base, saved, tmp_path):
     (one, first), (two, _) = saved("loha", 0), saved("loha", 1)
     done = combine([one, two], [0.5, 0], tmp_path / "sum", method="loha", rank=2, form="peft", base=base)

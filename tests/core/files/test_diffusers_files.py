@@ -128,6 +128,7 @@ def test_all_three_models_in_one_file(parts, tmp_path, form):
     torch.testing.assert_close(encoded(again), encoded(models[1]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_kohya_loha_of_a_small_unet_comes_back_by_both_names(parts, tmp_path):
     ours = adapted(parts[0], CONFIGS["loha"])
     lowrank_core.save(ours, tmp_path / "k.safetensors", "kohya")
@@ -138,6 +139,7 @@ def test_a_kohya_loha_of_a_small_unet_comes_back_by_both_names(parts, tmp_path):
     torch.testing.assert_close(noise(again), noise(ours), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_merged_pipeline_gives_what_the_adapters_give(parts, tmp_path):
     for part, name in zip(parts, ("unet", "text_encoder", "text_encoder_2"), strict=True):
         part.save_pretrained(tmp_path / "base" / name)
@@ -188,6 +190,7 @@ def test_what_is_wrong_with_such_a_file_is_said(tmp_path):
     error(lora("unet.x"), "x has no magnitude, but the file's metadata says otherwise; write the file anew", dora)
 
 
+@pytest.mark.slow
 def test_what_diffusers_cannot_take_is_refused(parts, tmp_path):
     decomposed = adapted(parts[0], LoRA(rank=2, target_modules=["to_q"], weight_decompose="out"))
     with pytest.raises(LowrankError, match="is no plain LoRA; merge it instead"):

@@ -47,6 +47,7 @@ def loaded(net, path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 @pytest.mark.parametrize(("known", "method"), [("lora", "lora"), ("loha", "loha"), ("loha-tucker", "loha")])
 def test_a_known_adapter_is_found_again(net, models, tmp_path, known, method, form):

@@ -12,6 +12,7 @@ SQUARE, TALL, WIDE = (64, 64), (80, 48), (48, 80)
 some_buckets = st.dictionaries(st.integers(0, 60), st.sampled_from([SQUARE, TALL, WIDE]), min_size=1, max_size=25)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(some_buckets, st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_every_epoch_shows_each_picture(buckets, size, repeats, seed):

@@ -12,6 +12,7 @@ def test_counts_have_a_row_a_client_and_a_column_a_class(labelled):
     assert counts.tolist() == [[1, 0, 2], [1, 0, 0], [0, 0, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (100, 10), (8, 62)])
 def test_the_picture_of_the_counts_is_written(tmp_path, clients, classes):
     counts = np.arange(clients * classes).reshape(clients, classes)

@@ -79,6 +79,7 @@ def test_pathological_gives_each_client_so_many_classes(labelled, classes, clien
     assert_equal(parts, partition_examples(labelled(labels), options, clients, seed))
 
 
+@pytest.mark.slow
 @few_runs
 @given(groups=st.lists(st.sampled_from("abcdef"), min_size=1, max_size=60), data=st.data(), seed=seeds)
 def test_natural_gives_each_client_all_of_one_maker(labelled, groups, data, seed):

@@ -88,6 +88,7 @@ def test_photographs_stand_upright():
     assert decode(encoded(picture, "JPEG", exif=exif)).shape == (1, 1, 4, 2)
 
 
+@pytest.mark.slow
 def test_large_pictures_decoded_by_several_threads_stay_in_order():
     pictures = [one_colour("L", number % 256, (256, 128)) for number in range(600)]
     assert decode(*pictures)[:, 0, 0, 0].tolist() == [number % 256 for number in range(600)]

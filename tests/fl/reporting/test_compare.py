@@ -27,6 +27,7 @@ def told(rows, quantity, source=None):
     ]
 
 
+@pytest.mark.slow
 def test_the_papers_own_run_is_judged_in_every_quantity(tmp_path):
     write_run(tmp_path / "a", "cifar10-iid", accuracies=curve(0.81, 0.825, rounds=200), **VGG)
     rows = compared(tmp_path)
@@ -40,6 +41,7 @@ def test_the_papers_own_run_is_judged_in_every_quantity(tmp_path):
     assert seconds[2] == ("seconds computing: 2.34 in the paper, 0.62 here",)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_paper_is_there_once_or_for_each_group(tmp_path):
     write_run(tmp_path / "a", "cifar10-iid", accuracies=curve(0.8), **VGG)
     rows = compared(tmp_path)
@@ -60,6 +62,7 @@ def test_rounds_do_not_matter_to_a_target_that_was_reached(tmp_path):
     assert told(compared(tmp_path), "rounds to 80 %") == [("pass", 100, ())]
 
 
+@pytest.mark.slow
 def test_a_target_that_was_never_reached_fails(tmp_path):
     write_run(tmp_path / "a", "cifar10-iid", accuracies=curve(0.79), **VGG)
     assert told(compared(tmp_path), "GB to 80 %") == [("fail", None, ())]
@@ -132,6 +135,7 @@ def test_seeds_that_only_one_method_has_are_no_part_of_a_difference(tmp_path):
     assert row.as_tree()["interval"] == pytest.approx([15 - 63.531, 15 + 63.531])
 
 
+@pytest.mark.slow
 def test_methods_at_other_rates_or_without_a_common_seed_are_not_compared(tmp_path):
     fedper = ("model.method=original", "personalization.kind=fedper")
     write_writers(tmp_path / "a")

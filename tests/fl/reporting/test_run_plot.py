@@ -70,6 +70,7 @@ def test_fourteen_lines_can_be_told_apart(drawn):
     assert max(Counter((line.get_color(), line.get_linestyle()) for line in lines).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_rounds_is_left_out(drawn):
     assert [line.get_label() for line in drawn([("none", []), ("fedpara", rows([0.5]))]).lines] == ["fedpara"]
     assert list(drawn([("none", [])]).lines) == []
