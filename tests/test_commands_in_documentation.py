@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 RUN = [page for page in PAGES if "```sh\n" in page.read_text(encoding="utf-8")]
 SHORTER = {
-    ("fl", "run"): ["-o", "rounds=1", "-o", "engine.workers=1"],
+    ("fl", "run"): ["-o", "rounds=1", "-o", "engine.workers=1", "-o", "data.max_examples=300"],
     ("diffusion", "train"): ["-o", "train.steps=2", "-o", "sample.steps=2"],
 }
 """What makes a command short enough for a test."""
