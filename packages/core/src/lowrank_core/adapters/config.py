@@ -165,5 +165,5 @@ class AdaLoRA(AdapterConfig):
         return AdaLoRAForm()
 
     def scaling(self, rank: int, alpha: float) -> float:
-        """Alpha / (rank + 1e-5), as PEFT: `rank` is the initial one, so that pruning changes no scale."""
+        """alpha / (rank + 1e-5), as PEFT: `rank` is the initial one, so that pruning changes no scale."""
         return alpha / (rank + 1e-5)
