@@ -43,6 +43,11 @@ def _file_identity(file: Path) -> list[int] | str:
     if file.suffix in _WEIGHTS:
         status = file.stat()
         return [status.st_size, status.st_mtime_ns]
+    return file_digest(file)
+
+
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file's bytes."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

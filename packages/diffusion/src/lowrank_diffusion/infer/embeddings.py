@@ -1,6 +1,5 @@
 """Words that prompts may have: from the run folders that an adapter comes from, and from files of embeddings."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files.tensors import read_tensors
+from lowrank_diffusion.identity import file_digest
 from lowrank_diffusion.infer.sources import Source
 from lowrank_diffusion.words import PARTS, Word, knows, sdxl_encoders
 
@@ -28,8 +28,7 @@ class Embedding:
     @property
     def digest(self) -> str:
         """The file's SHA-256."""
-        with self.path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return file_digest(self.path)
 
 
 def embeddings_of(sources: Sequence[Source], asked: Sequence[str]) -> list[Embedding]:

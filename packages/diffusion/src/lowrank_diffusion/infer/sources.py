@@ -1,6 +1,5 @@
 """The adapters that a command line names: which files they are, and what a run says of its base."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from lowrank_core.files.tensors import check_readable
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.fetching import local_adapter
 from lowrank_diffusion.hub import HubPlace, hub_place
+from lowrank_diffusion.identity import file_digest
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.words import word_file
 
@@ -57,11 +57,7 @@ class Source:
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each file, by its name below the source."""
         home = self.path if self.path.is_dir() else self.path.parent
-        digests: dict[str, str] = {}
-        for file in self.files():
-            with file.open("rb") as content:
-                digests[file.relative_to(home).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
-        return digests
+        return {file.relative_to(home).as_posix(): file_digest(file) for file in self.files()}
 
 
 def sources_of(places: Sequence[Path], note: Callable[[str], None]) -> list[Source]:
