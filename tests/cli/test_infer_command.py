@@ -42,6 +42,7 @@ def test_classes_as_json(lowrank, federated):
     assert [len(each["top"]) for each in found] == [2, 2]
 
 
+@pytest.mark.slow
 def test_classes_as_a_table(lowrank, federated):
     pictures = [str(federated / "pictures" / f"{number}.png") for number in range(2)]
     outcome = lowrank("infer", str(federated / "run"), *pictures, "--top", "3")

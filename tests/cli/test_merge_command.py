@@ -69,6 +69,7 @@ def changes(path, layers):
     return found
 
 
+@pytest.mark.slow
 def test_a_merged_file_is_the_weighted_sum(lowrank, folder, tmp_path):
     adapters = [str(folder / f"{method}.safetensors") for method in ("lora", "loha")]
     out = tmp_path / "sum.safetensors"
@@ -100,6 +101,7 @@ def test_a_rank_is_reported_worst_layers_first(lowrank, folder, tmp_path):
     assert plain[-1].endswith(f"rank 3, {said['kept_energy']:.2%} of the energy kept")
 
 
+@pytest.mark.slow
 def test_a_known_loha_is_extracted_again(lowrank, folder, tmp_path):
     out = tmp_path / "out.safetensors"
     arguments = ("--method", "loha", "--rank", "2", "--out", str(out), "--device", "cpu")

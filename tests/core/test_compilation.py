@@ -1,5 +1,6 @@
 """Regional compilation: which blocks, and that they compute the same."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ class Deep(nn.Module):
         return self.head(x)
 
 
+@pytest.mark.slow
 def test_the_repeated_blocks_are_compiled_and_one_graph_serves_them_all() -> None:
     model, x = Deep(), torch.randn(4, 8)
     expected, keys = model(x), list(model.state_dict())

@@ -105,6 +105,7 @@ def test_norms_of_adapters_that_are_zero_stay_so():
     assert all(torch.equal(a, b) for a, b in zip(before, adapters.parameters("unet"), strict=True))
 
 
+@pytest.mark.slow
 def test_the_blora_preset_adapts_two_attention_blocks():
     from lowrank_core.costs.adapters import count_adapter
     from lowrank_diffusion.adapting import adapter_config

@@ -64,6 +64,7 @@ def assert_found(found, expected, leaf):
         assert set(found[name][leaf].flatten().tolist()) == {float(number)}, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [m if m != "adalora" else pytest.param(m, marks=pytest.mark.slow) for m in CONFIGS])
 def test_every_key_is_the_layer_of_the_unet_that_comfyui_and_kohya_look_up(method, tmp_path):
     config, leaf = CONFIGS[method]

@@ -39,6 +39,7 @@ def test_an_outline_has_the_parameters_of_the_real_network(component):
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[component]
 
 
+@pytest.mark.slow
 def test_attention_of_the_unet_is_what_trainers_adapt():
     names = named_targets(outlined("unet")[0], "attention")
     assert len(names) == 560

@@ -13,6 +13,7 @@ def planned(name="sdxl-loha", *overrides):
     return found
 
 
+@pytest.mark.slow
 def test_sdxl_with_loha_of_rank_8_by_hand():
     found = planned()
     # facts of SDXL: 560 attention projections, 2,567,463,684 parameters in the UNet.

@@ -150,6 +150,7 @@ def test_a_file_is_told_apart_from_others(tmp_path):
     assert identity_of(base, ["vae"]) != vae
 
 
+@pytest.mark.slow
 def test_a_plan_reads_the_header_alone(tmp_path):
     from lowrank_diffusion.plan import plan
 

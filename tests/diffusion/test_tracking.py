@@ -61,6 +61,7 @@ def values(record) -> dict:
     return {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_is_one_run_there(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = load_config(None, ["track.wandb=true", "track.project=pets", "name=rex", "data.path=/home/me/rex"])
@@ -91,6 +92,7 @@ def test_a_run_that_is_resumed_is_one_run_there(tmp_path, monkeypatch):
     assert notes == []
 
 
+@pytest.mark.slow
 def test_without_a_login_nothing_begins(monkeypatch):
     track = load_config(None, ["track.wandb=true"]).track
     with pytest.raises(LowrankError, match=r"track.wandb needs a login .* \(there is no key\); run wandb login, set W"):
@@ -103,6 +105,7 @@ def test_without_a_login_nothing_begins(monkeypatch):
     check_trackers(track)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_costs_no_training(tmp_path, monkeypatch):
     monkeypatch.setattr("lowrank_diffusion.weights_and_biases._PATIENCE", 1)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)

@@ -47,6 +47,7 @@ def encoded(theirs, prompts):
     return hidden, pooled
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_prompts_are_embedded_as_by_diffusers_after_load_textual_inversion(pipeline):
     words = [word(3), word(1, "<other>")]
@@ -66,6 +67,7 @@ def test_prompts_are_embedded_as_by_diffusers_after_load_textual_inversion(pipel
     assert torch.equal(TextEncoders.of(pipeline, words)(PROMPTS).hidden, text.hidden[:5])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_text_is_pooled_at_its_end_also_where_a_configuration_has_the_end_token_wrong(pipeline):
     prompts = ["a <pack> on a red star"]

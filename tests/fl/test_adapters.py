@@ -159,6 +159,7 @@ def test_frozen_weights_are_in_no_message_no_checkpoint_and_no_state_of_a_client
         assert any(".adapters." in name for name in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_a_clients_own_and_what_is_shared(kind, tmp_path):
     if kind == "pfedpara":
@@ -186,6 +187,7 @@ def test_what_is_a_clients_own_and_what_is_shared(kind, tmp_path):
         assert getattr(planned, name) == pytest.approx(getattr(summary, name), rel=0.01, abs=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn", "fedmedian", "krum"]
 )
@@ -201,6 +203,7 @@ def test_every_strategy_moves_the_adapter_and_leaves_the_base(name, tmp_path):
 # A plan.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["null", *METHODS])
 @pytest.mark.parametrize("codec", ["none", "int8"])
 def test_a_plan_sends_what_a_run_sends(method, codec, tmp_path):
@@ -302,6 +305,7 @@ def workers():
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "strategy"), [*((m, "fedavg") for m in METHODS), ("lora", "scaffold")])
 def test_the_same_bits_in_one_process_and_in_two_workers(method, strategy, tmp_path, workers):
     many = {"method": method, "strategy": strategy, "rounds": 3, "clients": 5, "sampled": 3}
@@ -384,6 +388,7 @@ def test_every_client_starts_from_the_other_runs_weights(started):
     assert all(torch.equal(after[name], held[name]) for name in base_names(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["null", "plain"])
 def test_nodes_make_the_frozen_weights_from_the_configuration(start, started, tmp_path):
     settings = config(f"model.start={'null' if start == 'null' else started / start}")
@@ -421,6 +426,7 @@ def test_with_other_classes_the_last_layer_alone_is_drawn_anew(method, tmp_path,
     assert torch.equal(held["features.2.weight"], saved["features.2.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedpara", "lowrank"])
 def test_a_factorized_network_may_start_from_one_like_it(method, tmp_path):
     like = [f"model.method={method}", "rounds=1"]
@@ -453,6 +459,7 @@ def test_infer_builds_the_adapter_too(started):
     assert json.loads((started / "lora" / "model.json").read_text())["adapter"]["method"] == "lora"
 
 
+@pytest.mark.slow
 def test_infer_takes_a_clients_own_part(tmp_path):
     run(personal("fedper"), tmp_path / "run", Watcher())
     client = rows_of(tmp_path / "run")[-1]["clients"][0]
@@ -461,6 +468,7 @@ def test_infer_takes_a_clients_own_part(tmp_path):
     assert {name for name in own if not torch.equal(own[name], shared[name])} == {"head.weight", "head.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "method"), [("cnn", "lora"), ("cnn", "loha"), ("cnn", "lokr"), ("resnet18", "lora")]
 )
@@ -508,6 +516,7 @@ def test_only_examples_of_the_classes_are_kept_with_their_labels():
     assert sum(len(rows) for rows in parts_of(settings, few).train) == 50
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_examples_of_the_classes_alone():
     settings = [
         config(f"data.classes={c}", "data.max_examples=null", "federation.batch_size=1") for c in ("null", "[2,7]")

@@ -50,6 +50,7 @@ def shifted(factors, by, seed, only=None):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     method=st.sampled_from(sorted(MULTILINEAR)),

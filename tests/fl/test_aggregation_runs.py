@@ -201,6 +201,7 @@ def test_in_a_round_only_what_is_its_turn_changes(tmp_path, codec):
         before = after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one-factor", "refit"])
 def test_a_dropped_client_is_in_no_mean(tmp_path, kind):
     """A client that does not answer, and one that sends what is not due, leave the same."""

@@ -105,6 +105,7 @@ def test_every_client_of_a_group_ends_where_it_ends_alone(method, dtype, rtol, a
     assert all(any(not torch.equal(ends[0][n], other[n]) for n in other) for other in ends[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stacked_alone")
 def test_the_proximal_term_and_the_turn_of_one_factor_are_those_of_a_client_alone():
     local = how(epochs=2)

@@ -48,6 +48,7 @@ SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=6
 DTYPES = st.sampled_from(["float32", "float64", "float16", "int64", "uint8", "bool"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSY)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
@@ -99,6 +100,7 @@ def test_half_precision_ends_at_its_largest_number():
     assert decoded.tolist() == [65504, -65504, 65504, 65504]
 
 
+@pytest.mark.slow
 @given(numbers(), st.integers(0, 100))
 @settings(deadline=None)
 def test_eight_bits_err_by_less_than_a_step(flat, seed):
@@ -129,6 +131,7 @@ def test_every_array_has_a_step_of_its_own():
     assert abs(Int8().decode(packed, [2, 2])[0] - 1e-6) < 2e-6 / 127
 
 
+@pytest.mark.slow
 @given(numbers(), st.floats(0.01, 1))
 @settings(deadline=None)
 def test_the_largest_entries_are_the_largest(flat, share):

@@ -148,6 +148,7 @@ def test_a_round_with_dropped_clients_ends_the_same_when_it_is_run_again(case, t
     assert any(dropped for _, _, dropped, *_ in found)
 
 
+@pytest.mark.slow
 def test_a_client_that_was_late_before_a_crash_has_what_the_resumed_run_counts_on(tmp_path):
     """After the lost answer the client is sent the whole model to test, and must keep what it held before."""
     late, case = {(2, 1)}, CASES["topk"]
@@ -171,6 +172,7 @@ def test_a_client_that_was_late_before_a_crash_has_what_the_resumed_run_counts_o
         late.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("treat", [thrown_away, refused])
 def test_scaffolds_control_variate_stays_the_mean_of_the_clients(treat, tmp_path):
     federation, dropped = Federation(tmp_path, treat, strategy="scaffold"), 0
@@ -184,6 +186,7 @@ def test_scaffolds_control_variate_stays_the_mean_of_the_clients(treat, tmp_path
     assert dropped >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("treat", [thrown_away, refused])
 def test_what_topk_sent_and_what_it_left_out_is_everything(treat, tmp_path):
     """Of what a client trained, the part that the server used and the residual are all that the server's rounds saw."""

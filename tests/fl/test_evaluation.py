@@ -63,6 +63,7 @@ def test_only_what_is_shared_is_in_any_message_either_way(kind, tmp_path, monkey
     assert found == {"train": {shared}, "train reply": {shared}, "evaluate": {shared}, "evaluate reply": set()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_run_reports(kind, tmp_path):
     settings = config(kind)
@@ -85,6 +86,7 @@ def test_what_a_run_reports(kind, tmp_path):
         assert getattr(planned, name) == pytest.approx(getattr(summary, name), rel=0.01, abs=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "pfedpara", "fedper", "local"])
 def test_the_model_file_is_whole_and_is_what_a_client_that_never_trained_tests(kind, tmp_path):
     settings = config(kind, "rounds=1")
@@ -100,6 +102,7 @@ def test_the_model_file_is_whole_and_is_what_a_client_that_never_trained_tests(k
     assert [summary.client_accuracies[client] for client in absent] == [trainer.test(c).accuracy for c in absent]
 
 
+@pytest.mark.slow
 def test_clients_test_on_their_own_examples_alone(tmp_path):
     """Of the plain model the mean over clients is that of the held-out examples, each client counting the same."""
     settings = config("none", "partition.kind=dirichlet", "federation.clients=4", "rounds=1")
@@ -181,6 +184,7 @@ def test_a_client_that_cannot_test_ends_the_run(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_client_that_cannot_test_is_left_out_where_that_is_tolerated(tmp_path, monkeypatch):
     break_test_of(monkeypatch, 1)
     (summary,) = run(config("fedper", "federation.tolerated_failures=0.2"), tmp_path / "run", Watcher())

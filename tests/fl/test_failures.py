@@ -62,6 +62,7 @@ def test_a_clients_fate_depends_on_seed_round_and_client_alone(seed, number, ask
     assert some == {client: reason for client, reason in everyone.items() if client in asked}
 
 
+@pytest.mark.slow
 def test_as_many_fail_as_asked_for():
     fates = [simulated(number, dropout=0.3, stragglers=0.2, deadline=3.0) for number in range(1, 2001)]
     out = sum(reason.endswith("out") for fate in fates for reason in fate.missing.values())
@@ -70,6 +71,7 @@ def test_as_many_fail_as_asked_for():
     assert late / 2000 == pytest.approx(0.7 * 0.2, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_client_that_is_made_to_fail_is_as_one_whose_reply_is_lost(case, tmp_path):
     """With the bits of everything that follows, the client's own state included, and without tolerated_failures."""

@@ -93,6 +93,7 @@ def centrally(model, **adaptive):
     return allocator
 
 
+@pytest.mark.slow
 def test_a_clients_importances_are_those_of_core_after_the_same_steps():
     model = mlp()
     allocator = centrally(model, warmup=0.25)

@@ -59,6 +59,7 @@ def test_a_run_ends_at_its_budget_and_says_what_it_sent(finished):
         assert saved[f"{layer}.adapters.default.lora_E"].shape == (rank, 1)
 
 
+@pytest.mark.slow
 def test_the_adapter_learns(finished):
     """Importance is of steps that were taken: no value of a direction that is left stays at zero."""
     saved = load_file(finished[0] / "model.safetensors")

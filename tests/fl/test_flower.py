@@ -77,6 +77,7 @@ def deflated_bytes(message: Message) -> int:
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
 
 
+@pytest.mark.slow
 def test_wire_bytes_are_those_of_everything_flower_serialises():
     small = message_with(STATE)
     large = message_with({"big": torch.randn(5_500_000), "small": torch.randn(5)})  # five chunks of up to 5 MiB
@@ -222,6 +223,7 @@ def test_an_error_in_a_worker_reaches_the_server_as_itself(workers):
     assert run(workers, rounds=1)[0][0]  # and the worker lives on
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_an_error_that_says_what_to_do():
     pool = Workers(1)
     try:

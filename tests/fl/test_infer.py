@@ -63,6 +63,7 @@ def test_picture_files_of_the_test_set_give_the_runs_accuracy(trained, tmp_path)
     assert np.mean(right) == pytest.approx(summary.accuracy, abs=2 / len(right))
 
 
+@pytest.mark.slow
 def test_the_top_is_a_distribution_in_falling_order(trained, tmp_path):
     folder, _, examples = trained
     write_digits(tmp_path / "test", examples.test_inputs[:3])
@@ -102,6 +103,7 @@ def test_a_clients_own_part_gives_that_clients_accuracy(personalised, tmp_path):
     assert [found.probability for found in others] != [found.probability for found in answers[0]]
 
 
+@pytest.mark.slow
 def test_a_part_that_an_unfinished_round_left_is_not_used(personalised, tmp_path):
     folder, _, _ = personalised
     copied = shutil.copytree(folder, tmp_path / "run")

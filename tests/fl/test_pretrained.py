@@ -155,6 +155,7 @@ def test_a_text_classifier_learns_from_texts(bert, reviews, tmp_path):
         load_classifier(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_padding_is_not_attended_to(bert, reviews):
     settings = of_texts(bert, reviews)
     examples = examples_of(settings)

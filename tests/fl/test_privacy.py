@@ -253,6 +253,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, quick, clipping, side)
     assert results(tmp_path / "stopped") == results(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["model.method=original", "adapter.method=loha"], ["codec.up=int8"]])
 def test_who_clips_makes_no_difference_and_the_run_says_what_it_spent(tmp_path, quick, more):
     pytest.importorskip("dp_accounting", reason="the extra `privacy` is not installed")

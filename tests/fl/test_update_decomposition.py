@@ -279,6 +279,7 @@ class Spied:
         monkeypatch.setattr(HeldWeights, "received", receiving)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_that_was_away_comes_to_the_servers_bits(kind, interval, tmp_path, monkeypatch):
@@ -457,6 +458,7 @@ def test_testing_changes_nothing_of_the_training(tmp_path):
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["rounds=7"], ["update.interval=2"], ["partition.held_out=0.2"]])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_sends_what_a_run_sends(kind, more, tmp_path):
@@ -469,6 +471,7 @@ def test_a_plan_sends_what_a_run_sends(kind, more, tmp_path):
         assert getattr(planned, name) == pytest.approx(getattr(summary, name), rel=1e-3, abs=60)
 
 
+@pytest.mark.slow
 def test_fewer_numbers_go_up_than_down_and_far_fewer_than_without_updates(tmp_path):
     sizes = {}
     for kind in ("none", "kronecker"):

@@ -97,6 +97,7 @@ def check(damage, path, place, to, tmp_path_factory):
         shutil.rmtree(home)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONFIGS)
 def test_weights_of_peft_folders(place, method, tmp_path_factory):
     weights = (place / method / "adapter_model.safetensors").read_bytes()
@@ -112,6 +113,7 @@ def test_weights_of_peft_folders(place, method, tmp_path_factory):
     run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONFIGS)
 def test_configurations_of_peft_folders(place, method, tmp_path_factory):
     fields = json.loads((place / method / "adapter_config.json").read_text())
@@ -155,6 +157,7 @@ def test_the_base_of_a_merge(place, tmp_path):
     run()
 
 
+@pytest.mark.slow
 def test_the_second_of_adapters_that_are_merged(place, tmp_path):
     other = tmp_path / "other.safetensors"
 

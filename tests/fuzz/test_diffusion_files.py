@@ -114,6 +114,7 @@ def test_caches(run):
     fuzz(run, name, safetensors_files((run / name).read_bytes()), read)
 
 
+@pytest.mark.slow
 def test_embeddings_of_words(run):
     file = (run / "word.safetensors").read_bytes()
     fuzz(
@@ -124,6 +125,7 @@ def test_embeddings_of_words(run):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda family: family.name)
 def test_whole_models_in_one_file(run, family):
     name = f"{family.name}.safetensors"

@@ -127,15 +127,18 @@ def start(folder):
     start_from(model, config.model.name, folder)
 
 
+@pytest.mark.slow
 def test_descriptions_of_models(run):
     fuzz(run, "model.json", json_files(json.loads((run / "model.json").read_text())), load_classifier, start)
 
 
+@pytest.mark.slow
 def test_weights_of_models(run):
     content = (run / "model.safetensors").read_bytes()
     fuzz(run, "model.safetensors", safetensors_files(content), load_classifier, start)
 
 
+@pytest.mark.slow
 def test_states_of_clients(run):
     name = "clients/personal/0/round-2.safetensors"
     content = (run / name).read_bytes()
@@ -146,6 +149,7 @@ def test_states_of_clients(run):
     fuzz(run, name, safetensors_files(content), read)
 
 
+@pytest.mark.slow
 def test_the_plays(run):
     rows = [{"play": "a", "role": name, "text": "To be, or not to be. " * 20} for name in ("x", "y")]
 

@@ -19,6 +19,7 @@ def model():
     return nn.Sequential(nn.ModuleDict({NAME: nn.Linear(2, 2)}), nn.ModuleDict({"q": nn.Linear(2, 2)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

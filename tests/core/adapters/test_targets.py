@@ -99,6 +99,7 @@ NAMES = [name for name, module in Transformer().named_modules() if isinstance(mo
 ENDINGS = sorted({".".join(name.split(".")[-n:]) for name in NAMES for n in (1, 2, 3) if not name[-1].isdigit()})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=25, deadline=None)
 @given(

@@ -151,6 +151,7 @@ def test_an_accumulated_batch_is_one_step():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_with_a_closure_gets_the_penalty_too():
     plain, closure, keyword = adapted(), adapted(), adapted()
     train(plain[0], plain[1], range(20))

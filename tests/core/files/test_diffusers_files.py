@@ -86,6 +86,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loha", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(CONFIGS)[1:])])
 def test_an_export_loads_through_diffusers_and_gives_the_same(parts, tmp_path, kind):
     ours = adapted(parts[0], CONFIGS[kind])
@@ -104,6 +105,7 @@ def encoded(model):
         return model(torch.tensor([[0, 5, 9, 2]])).last_hidden_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["diffusers", pytest.param("kohya", marks=pytest.mark.slow)])
 def test_all_three_models_in_one_file(parts, tmp_path, form):
     config = LoRA(rank=2, alpha=3, target_modules=["q_proj", "out_proj", "fc1"])

@@ -53,6 +53,7 @@ def test_a_larger_one_too(rows, columns, rank):
     assert off(target, fit_hadamard(target, rank)) < 1e-6
 
 
+@pytest.mark.slow
 def test_where_r2_is_no_less_than_a_side_it_is_found_again_too():
     target = product(known(30, 4, 2, 0))
     assert off(target, fit_hadamard(target, 2)) < 1e-6
@@ -88,6 +89,7 @@ def test_any_matrix_is_met_as_nearly_as_by_its_best_approximation_of_that_rank(r
     assert fit.error == pytest.approx(off(target, fit), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_matrix_of_no_structure_is_met_better_than_by_its_best_approximation_of_that_rank():
     target = torch.randn(30, 20, dtype=torch.float64)
     values = torch.linalg.svdvals(target)

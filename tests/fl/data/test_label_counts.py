@@ -21,6 +21,7 @@ def test_the_picture_of_the_counts_is_written(tmp_path, clients, classes):
         assert picture.size == (1200, 600)
 
 
+@pytest.mark.slow
 def test_drawing_opens_no_window(tmp_path):
     import matplotlib.pyplot
 

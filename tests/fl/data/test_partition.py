@@ -136,6 +136,7 @@ def test_the_papers_partition_of_cifar10_needs_no_second_draw(labelled):
     assert max(map(len, parts)) > 900
 
 
+@pytest.mark.slow
 def test_a_small_alpha_gives_few_classes_and_a_large_one_all(labelled):
     labels = np.arange(5000) % 10
 

@@ -49,6 +49,7 @@ def test_every_row_of_the_paper_is_there_once_or_for_each_group(tmp_path):
     assert {row.status for row in rows if row.group is None} == {"not run"}
 
 
+@pytest.mark.slow
 def test_fewer_rounds_are_partial_and_say_so(tmp_path):
     write_run(tmp_path / "a", "cifar10-iid", accuracies=curve(0.5, rounds=30), **VGG)
     rows = compared(tmp_path)
@@ -57,6 +58,7 @@ def test_fewer_rounds_are_partial_and_say_so(tmp_path):
     assert told(rows, "parameters, M") == [("pass", 1.55, ())]
 
 
+@pytest.mark.slow
 def test_rounds_do_not_matter_to_a_target_that_was_reached(tmp_path):
     write_run(tmp_path / "a", "cifar10-iid", accuracies=curve(0.8, rounds=100), **VGG)
     assert told(compared(tmp_path), "rounds to 80 %") == [("pass", 100, ())]

@@ -86,6 +86,7 @@ def test_ids_are_given_once(tmp_path, page_of):
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_the_page_follows_the_readers_colours(tmp_path, page_of):
     write_run(tmp_path / "a")
     page = page_of()
@@ -96,6 +97,7 @@ def test_the_page_follows_the_readers_colours(tmp_path, page_of):
     assert "#010203" not in page
 
 
+@pytest.mark.slow
 def test_every_figure_says_in_words_what_it_shows(tmp_path, page_of):
     write_run(tmp_path / "a", accuracies=(0.5, 0.875))
     labels = [value for _, name, value in Elements(page_of()).attributes if name == "aria-label"]
@@ -131,6 +133,7 @@ def test_cells_hold_paper_ours_and_status(tmp_path, page_of):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_repeats_another_is_named(tmp_path, page_of):
     write_run(tmp_path / "a", interrupted=True)
     write_run(tmp_path / "b")
@@ -139,6 +142,7 @@ def test_a_run_that_repeats_another_is_named(tmp_path, page_of):
     )
 
 
+@pytest.mark.slow
 def test_a_page_without_a_run_of_the_papers_says_so(tmp_path, page_of):
     write_run(tmp_path / "a")
     assert "None of these runs is one of the paper's." in page_of()
@@ -186,6 +190,7 @@ def test_the_verdicts_are_counted(tmp_path, groups_in):
     assert summarise(rows) == f"1 pass, 0 fail, 6 partial, {missing} not run"
 
 
+@pytest.mark.slow
 def test_a_file_of_somebody_elses_is_not_replaced(tmp_path, page_of):
     write_run(tmp_path / "a")
     page_of()

@@ -106,6 +106,7 @@ def test_numbers_have_three_digits_and_no_exponent(value, text):
     assert three_digits(value) == text
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_beside_it(make_run, tmp_path):
     write_report(tmp_path, [make_run("original"), make_run("fedpara")])
     page = (tmp_path / "report.html").read_text()
@@ -114,6 +115,7 @@ def test_the_page_needs_nothing_beside_it(make_run, tmp_path):
     assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import|<script", page)
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_table_and_every_configuration(make_run, tmp_path):
     write_report(tmp_path, [make_run("original"), make_run("fedpara", [0.5, 0.6], config="rounds: 17\n")])
     page = (tmp_path / "report.html").read_text()
@@ -124,6 +126,7 @@ def test_the_page_holds_the_table_and_every_configuration(make_run, tmp_path):
     assert re.findall(r"<pre>rounds: (\d+)", page) == ["2", "17"]
 
 
+@pytest.mark.slow
 def test_the_page_of_one_run_compares_nothing(make_run, tmp_path):
     write_report(tmp_path, [dataclasses.replace(make_run("fedpara"), swept={}, interrupted=True)])
     page = (tmp_path / "report.html").read_text()

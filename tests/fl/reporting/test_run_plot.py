@@ -60,11 +60,13 @@ def test_seeds_share_a_line_of_their_mean_with_a_band_from_worst_to_best(drawn):
     assert axes.get_legend().get_texts()[0].get_text() == "fedpara (mean of 2 runs)"
 
 
+@pytest.mark.slow
 def test_a_mean_ends_where_the_shortest_seed_does(drawn):
     (line,) = drawn([("fedpara", rows([0.2, 0.4, 0.6])), ("fedpara", rows([0.4]))]).lines
     assert line.get_ydata().tolist() == pytest.approx([30])
 
 
+@pytest.mark.slow
 def test_fourteen_lines_can_be_told_apart(drawn):
     lines = drawn([(f"run {number}", rows([0.5, 0.6])) for number in range(14)]).lines
     assert max(Counter((line.get_color(), line.get_linestyle()) for line in lines).values()) == 1
@@ -84,6 +86,7 @@ def test_the_megabyte_axis_has_numbers_however_short_it_is(drawn, rounds):
     assert len(inside) >= 2
 
 
+@pytest.mark.slow
 def test_the_picture_is_a_png_and_opens_no_window(tmp_path):
     import matplotlib.pyplot
 
