@@ -54,9 +54,9 @@ def jacobian_correction(composed: Composed, lr: float) -> Tensor:
     terms: list[Tensor] = []
     for module, recorded in composed:
         assert recorded.grad is not None, "run the loss's backward before the Jacobian correction"
-        gradient = recorded.grad.detach()
         factors = module.factors
         weight = module.factorization.compose(factors, module.shape)
+        gradient = recorded.grad.detach().to(weight.dtype)  # lower in an autocast block
         jacobians = torch.autograd.grad(weight, list(factors.values()), gradient, create_graph=True)
         stepped = {name: factor - lr * j for (name, factor), j in zip(factors.items(), jacobians, strict=True)}
         after = module.factorization.compose(stepped, module.shape)

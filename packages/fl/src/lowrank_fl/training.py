@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_core import LowrankError, composed_weights, jacobian_correction
-from lowrank_fl.config import AttackConfig, CodecConfig, Execution, FederationConfig, PrivacyConfig, UpdateConfig
+from lowrank_fl.config import (
+    AttackConfig,
+    CodecConfig,
+    Execution,
+    FederationConfig,
+    Precision,
+    PrivacyConfig,
+    UpdateConfig,
+)
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.data.placement import on_device
 from lowrank_fl.drift import Drift
@@ -62,17 +70,35 @@ class LocalTraining:
         return self.state_folder / name
 
 
-def backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float, jacobian_lambda: float) -> Tensor:
+def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor, precision: Precision) -> Tensor:
+    """Mean cross-entropy of one batch, its forward pass in that precision."""
+    with in_precision(precision, inputs.device):
+        return F.cross_entropy(model(inputs), labels)
+
+
+def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
+    """What forward passes run in; a backward pass follows its forward one, and belongs outside."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def backward(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    lr: float,
+    jacobian_lambda: float = 0.0,
+    precision: Precision = "fp32",
+) -> Tensor:
     """Leave the gradients of the cross-entropy, and of the Jacobian correction of that weight; return the loss alone.
 
     The correction is FedPara's: a model without Hadamard weights has none.
     """
     if not jacobian_lambda:
-        loss = F.cross_entropy(model(inputs), labels)
+        loss = loss_of(model, inputs, labels, precision)
         loss.backward()
         return loss.detach()
     with composed_weights(model) as composed:
-        loss = F.cross_entropy(model(inputs), labels)
+        loss = loss_of(model, inputs, labels, precision)
     loss.backward()
     for weight in composed:
         # One by one, which comes to the same: all weights' graphs at once are another 600 MB for VGG16.
@@ -199,7 +225,7 @@ class Trainer:
 
     def backward(self, inputs: Tensor, labels: Tensor, lr: float) -> Tensor:
         """One batch's gradients, and its loss alone; the tensor may be written to at the next call."""
-        return backward(self.model, inputs, labels, lr, self.how.jacobian_lambda)
+        return backward(self.model, inputs, labels, lr, self.how.jacobian_lambda, self.how.federation.precision)
 
     def check_loss(self, loss: float, client: int, round_number: int) -> None:
         """Raise LowrankError where a client's loss is no longer a number."""
@@ -285,8 +311,9 @@ class Trainer:
     def _answer(self, inputs: Tensor, labels: Tensor) -> tuple[int, float]:
         self.model.eval()
         labels = labels.to(self.device)
-        logits = self.model(self._prepare(inputs))
-        loss = F.cross_entropy(logits, labels, reduction="sum").item()
+        with in_precision(self.how.federation.precision, self.device):
+            logits = self.model(self._prepare(inputs))
+            loss = F.cross_entropy(logits, labels, reduction="sum").item()
         return int((logits.argmax(1) == labels).sum()), loss
 
     def _seed(self, seed: int) -> None:

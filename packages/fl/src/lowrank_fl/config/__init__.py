@@ -8,6 +8,7 @@ from lowrank_fl.config.federation import (
     FederationConfig,
     Kind,
     PersonalizationConfig,
+    Precision,
     StrategyConfig,
 )
 from lowrank_fl.config.model import NETWORKS, AdapterConfig, Method, ModelConfig, UpdateConfig
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PersonalizationConfig",
+    "Precision",
     "PrivacyConfig",
     "RunConfig",
     "StrategyConfig",

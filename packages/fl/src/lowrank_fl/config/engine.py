@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lowrank_fl.config.section import Section
 
-Execution = Literal["sequential", "batched", "graphs"]
+Execution = Literal["sequential", "batched", "graphs", "compiled"]
 
 _SUPERLINK_KEYS = (
     "local_nodes",
@@ -23,7 +23,7 @@ _SUPERLINK_KEYS = (
 
 class EngineConfig(Section):
     """What runs the clients. No key here changes a result on the CPU but `threads` and, in the last digits, `execution`
-    batched.
+    batched and compiled.
     """
 
     kind: Literal["local", "ray", "superlink"] = "local"
@@ -34,8 +34,8 @@ class EngineConfig(Section):
     execution: Execution | Literal["auto"] = "sequential"
     """How a process of the local engine trains its clients. `sequential`: one after the other. `batched`: several at
     once, their parameters stacked; of the models for the MLP. `graphs`: one after the other, each step a CUDA graph.
-    `auto`: on a GPU the fastest of these, timed before the first round; on a CPU `sequential`, so that no bit depends
-    on a clock."""
+    `compiled`: one after the other, each step compiled by torch.compile. `auto`: on a GPU the fastest of the first
+    three, timed before the first round; on a CPU `sequential`, so that no bit depends on a clock."""
     timeout: PositiveFloat | None = None
     """Seconds the server waits for a round's replies under ray and superlink; for ever if not given."""
     local_nodes: PositiveInt | None = None

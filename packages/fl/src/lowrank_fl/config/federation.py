@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from lowrank_fl.config.section import Fraction, NumberFromZero, Section
 
+Precision = Literal["fp32", "bf16"]
 Kind = Literal["none", "pfedpara", "fedper", "fedrep", "ditto", "local", "finetune"]
 
 
@@ -21,6 +22,9 @@ class FederationConfig(Section):
     """The learning rate is multiplied by this after every round."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NumberFromZero = 0.0
+    precision: Precision = "fp32"
+    """`bf16`: clients train and models are tested under torch.autocast, which multiplies in bfloat16; parameters, their
+    updates and what travels are float32 under both."""
     tolerated_failures: Fraction = 0.0
     """The share of a round's clients that may fail; the round goes on without them."""
 

@@ -14,7 +14,7 @@ from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.drift import Drift
 from lowrank_fl.execution.stacking import Named, as_function, check_stackable, stack
 from lowrank_fl.seeds import Purpose, derive_seed
-from lowrank_fl.training import SGD, LocalTraining, Trained, Trainer, correction, training_only
+from lowrank_fl.training import SGD, LocalTraining, Trained, Trainer, correction, in_precision, training_only
 
 
 class BatchedTrainer(Trainer):
@@ -87,7 +87,8 @@ class BatchedTrainer(Trainer):
         sgd = SGD([], lr, federation.momentum, federation.weight_decay)
 
         def loss_of(parameters: Named, inputs: Tensor, labels: Tensor, taken: Tensor, size: Tensor) -> Tensor:
-            each = F.cross_entropy(self._function((parameters, fixed), inputs), labels, reduction="none")
+            with in_precision(federation.precision, self.device):
+                each = F.cross_entropy(self._function((parameters, fixed), inputs), labels, reduction="none")
             return (each * taken).sum() / size
 
         totals = torch.zeros(len(clients), device=self.device)

@@ -59,7 +59,8 @@ def settle(
                 f"{file} is damaged ({shortened(str(error))}); remove it, and the ways are timed again, after which "
                 "the run may differ in its last bits"
             ) from None
-    ways = [way for way in get_args(Execution) if fault(config, way) is None]
+    # Compiling takes a minute in every process, which many runs never win back.
+    ways = [way for way in get_args(Execution) if way != "compiled" and fault(config, way) is None]
     seconds, left_out = time_ways(ways, model, examples, parts, how)
     chosen: Execution = min(seconds, key=seconds.__getitem__) if seconds else "sequential"
     note(f"engine.execution auto: {described(chosen, seconds, left_out)}")

@@ -18,6 +18,16 @@ def fault(config: "RunConfig", way: str) -> str | None:
             "engine.execution graphs replays steps over parameters that stay where they are, and adapter.method "
             "adalora makes them smaller; set engine.execution=sequential"
         )
+    if way == "compiled" and config.adapter.method == "adalora":
+        return (
+            "engine.execution compiled compiles a step for layers of fixed sizes, and adapter.method adalora makes them "
+            "smaller; set engine.execution=sequential"
+        )
+    if way == "compiled" and config.model.jacobian_lambda > 0 and config.model.method in ("fedpara", "pfedpara"):
+        return (
+            f"engine.execution compiled leaves no composed weight to correct, and model.jacobian_lambda is "
+            f"{config.model.jacobian_lambda:g}; set it to 0, or engine.execution=graphs"
+        )
     if way != "batched":
         return None
     reasons = {

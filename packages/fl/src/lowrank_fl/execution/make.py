@@ -20,4 +20,8 @@ def make_trainer(model: nn.Module, examples: Examples, parts: Parts, how: LocalT
         from lowrank_fl.execution.graphs import GraphTrainer
 
         return GraphTrainer(model, examples, parts, how)
+    if how.execution == "compiled":
+        from lowrank_fl.execution.compiled import CompiledTrainer
+
+        return CompiledTrainer(model, examples, parts, how)
     return Trainer(model, examples, parts, how)
