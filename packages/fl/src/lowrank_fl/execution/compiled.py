@@ -39,7 +39,6 @@ class CompiledTrainer(Trainer):
             loss.backward()
         except BackendCompilerFailed as error:
             raise LowrankError(
-                f"torch.compile failed ({shortened(str(error))}); mend that, or set "
-                "engine.execution=sequential"
+                f"torch.compile failed ({shortened(str(error))}); mend that, or set engine.execution=sequential"
             ) from None
         return loss.detach()

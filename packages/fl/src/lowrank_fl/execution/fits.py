@@ -20,8 +20,8 @@ def fault(config: "RunConfig", way: str) -> str | None:
         )
     if way == "compiled" and config.adapter.method == "adalora":
         return (
-            "engine.execution compiled compiles a step for layers of fixed sizes, and adapter.method adalora makes them "
-            "smaller; set engine.execution=sequential"
+            "engine.execution compiled compiles a step for layers of fixed sizes, and adapter.method adalora makes "
+            "them smaller; set engine.execution=sequential"
         )
     if way == "compiled" and config.model.jacobian_lambda > 0 and config.model.method in ("fedpara", "pfedpara"):
         return (
