@@ -1,12 +1,13 @@
 """What settings put on a network by layer, rates by layer, and norms that are held down."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from lowrank_core import UsageError
+from lowrank_core import LoRA, UsageError, inject, save, trainable_parameters
 from lowrank_core.adapters.control import adapters_of
 from lowrank_diffusion.adapting import check_targets, put_adapters
 from lowrank_diffusion.config import TrainConfig
@@ -79,6 +80,73 @@ def test_rates_by_layer():
         adapters.rate_factors({"dwn.to_q": 1.0})
     with pytest.raises(UsageError, match=r"prodigy has one rate for all parameters; leave train.lr_pattern out"):
         build_optimizer(TrainConfig(optimizer="prodigy", lr=1, lr_pattern={"down.*": 0.5}), [])
+
+
+@pytest.mark.parametrize("method", ["lora", "loha", "lokr"])
+def test_magnitudes_are_among_what_is_trained(method):
+    adapters, _ = adapted(f"adapter.method={method}", "adapter.dora=true")
+    assert [magnitude.shape for magnitude in adapters.magnitudes] == [(6, 1), (4, 1)] * 2
+    assert set(adapters.magnitudes) < set(adapters.parameters("unet"))
+    plain, _ = adapted(f"adapter.method={method}")
+    assert plain.magnitudes == []
+    assert adapters.size == plain.size + 2 * (6 + 4)
+    kept = {name: tensor.clone() for name, tensor in adapters.state().items()}
+    with torch.no_grad():
+        for parameter in adapters.parameters("unet"):
+            parameter.zero_()
+    adapters.load_state(kept)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in adapters.state().items())
+    assert all(magnitude.any() for magnitude in adapters.magnitudes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["adapter.method=adalora"],
+            r"adapter.dora trains magnitudes, which no file of an adalora has; set adapter.met",
+        ),
+        (["base.quantize=nf4"], r"adapter.dora takes norms of the base's own weights, .* set base.quantize: none"),
+        (["train.scale_weight_norms=1"], r"magnitudes too, which train.scale_weight_norms does not reach; leave one"),
+    ],
+)
+def test_what_magnitudes_do_not_go_with(overrides, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        load_config(None, ["adapter.dora=true", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("axis", "dora", "sentence"),
+    [
+        ("out", "true", None),
+        ("out", "false", r"which has DoRA's magnitudes; set adapter.dora: true"),
+        (None, "true", r"which has none of DoRA's magnitudes; set adapter.dora: false"),
+        (
+            "in",
+            "true",
+            r"which has DoRA's magnitudes along the inputs, and training .*; merge it into the base, and tr",
+        ),
+    ],
+)
+def test_magnitudes_of_an_adapter_to_go_on_from(axis, dora, sentence, tmp_path):
+    source = nn.ModuleDict({"down": Block(), "up": Block()})
+    network = copy.deepcopy(source)
+    inject(source, LoRA(rank=2, target_modules=["to_q", "to_v"], weight_decompose=axis, init_weights="random"))
+    with torch.no_grad():
+        for parameter in trainable_parameters(source):
+            parameter.mul_(1.5)
+    save(source, tmp_path / "own.safetensors", "kohya")
+    config = load_config(
+        None, ["adapter.method=lora", f"adapter.dora={dora}", f"adapter.init_from={tmp_path / 'own.safetensors'}"]
+    )
+    if sentence is not None:
+        with pytest.raises(UsageError, match=sentence):
+            put_adapters(SimpleNamespace(unet=network), config, print)
+        return
+    adapters = put_adapters(SimpleNamespace(unet=network), config, print)
+    x = torch.randn(3, 8)
+    assert len(adapters.magnitudes) == 4
+    torch.testing.assert_close(network["up"].to_q(x), source["up"].to_q(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", ["lora", "loha", "lokr", "adalora"])

@@ -221,6 +221,20 @@ def test_a_pushed_folder_holds_what_others_may_see(hub, run_folder, lowrank):
     assert told[0].startswith("fetching the adapter hf://me/pets@trial/adapter.safetensors from the Hugging Face hub")
 
 
+def test_a_run_without_peft_folders_is_pushed_with_its_single_file(hub, run_folder, lowrank):
+    config = run_folder / "config.yaml"
+    config.write_text(config.read_text().replace("dora: false", "dora: true"))
+    for file in (run_folder / "unet").iterdir():
+        file.unlink()
+    (run_folder / "adapter.safetensors").rename(run_folder / "quickstart.safetensors")
+    code, _, err = lowrank("diffusion", "push", run_folder, "me/pets", "--quiet")
+    assert code == 0, err
+    assert "quickstart.safetensors" in hub.files("me/pets")
+    (run_folder / "quickstart.safetensors").unlink()
+    code, _, err = lowrank("diffusion", "push", run_folder, "me/pets", "--quiet")
+    assert (code, "has no adapter yet; go on with it by lowrank diffusion train --resume" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("repository", "change", "code", "sentence"),
     [
@@ -323,6 +337,12 @@ def test_adapters_from_the_hub_are_named_by_repository_or_file(hub):
     hub.branches["me/pets"]["main"] = "2" * 40
     (run,) = sources_of([Path("hf://me/pets")], note)
     assert (run.name, run.run.name) == ("kept", "kept")
+    # PEFT has no form for this one, so the run has it in its single file.
+    described = b"{name: kept, adapter: {method: loha, dora: true}}"
+    hub.commits["3" * 40] = {"config.yaml": described, "metrics.jsonl": b"", "kept.safetensors": weights}
+    hub.branches["me/pets"]["main"] = "3" * 40
+    (run,) = sources_of([Path("hf://me/pets")], note)
+    assert (run.name, run.run.name, list(run.digests())) == ("kept", "kept", ["kept.safetensors"])
 
 
 @pytest.mark.parametrize(

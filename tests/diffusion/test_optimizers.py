@@ -32,6 +32,21 @@ def test_groups_have_their_own_rates():
     assert (word["lr"], word["weight_decay"]) == (1e-2, 0)
 
 
+def test_magnitudes_have_their_factors_rates_and_no_decay():
+    (factor, magnitude), (slow, slow_magnitude), (text, text_magnitude) = (factors(1.0, 2.0) for _ in range(3))
+    optimizer = build_optimizer(
+        train(lr=1e-3, text_lr=1e-4, weight_decay=0.1),
+        [factor, magnitude, slow, slow_magnitude],
+        [text, text_magnitude],
+        {slow: 0.5, slow_magnitude: 0.5},
+        magnitudes=[magnitude, slow_magnitude, text_magnitude],
+    )
+    found = {p: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    expected = [(1e-3, 0.1), (1e-3, 0), (5e-4, 0.1), (5e-4, 0), (1e-4, 0.1), (1e-4, 0)]
+    assert [found[p] for p in (factor, magnitude, slow, slow_magnitude, text, text_magnitude)] == expected
+    assert optimizer.param_groups[0]["params"] == [factor]
+
+
 PACKAGES = {
     "prodigy": "prodigyopt",
     "adamw8bit": "bitsandbytes",

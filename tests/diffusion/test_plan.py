@@ -25,6 +25,21 @@ def test_sdxl_with_loha_of_rank_8_by_hand():
 
 
 @pytest.mark.slow
+def test_magnitudes_count_and_what_they_miss_is_said():
+    lora, dora = planned("sdxl-lora"), planned("sdxl-lora", "adapter.dora=true")
+    # 10 transformer blocks 640 wide and 60 that are 1280 wide, of two attentions with four layers each.
+    magnitudes = 8 * (10 * 640 + 60 * 1280)
+    assert dora.trainable_params - lora.trainable_params == magnitudes == 665_600
+    assert dora.adapter_bytes - lora.adapter_bytes == magnitudes * (4 + 4 + 8)
+    # What the backward pass needs of a weight's change is composed again.
+    assert (dora.base_bytes, dora.activation_bytes) == (lora.base_bytes, lora.activation_bytes)
+    assert (lora.method, dora.method) == ("lora", "lora+dora")
+    notes = []
+    plan(load_config("sdxl-loha", ["adapter.dora=true"]), notes.append)
+    assert notes[0].startswith("PEFT has no DoRA for loha, so this run writes no PEFT folders")
+
+
+@pytest.mark.slow
 def test_what_costs_memory():
     base = planned()
     assert planned("sdxl-loha", "train.precision=fp32").base_bytes == 2 * base.base_bytes

@@ -143,10 +143,11 @@ def test_torch_compile_follows_a_quantized_layer_without_a_break(kind):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("number", "kind"), [(None, "nf4"), (5, None)])
-def test_one_offloaded_block_at_a_time_is_there_and_nothing_changes(base, number, kind):
+@pytest.mark.parametrize(("number", "kind", "dora"), [(None, "nf4", False), (5, None, True)])
+def test_one_offloaded_block_at_a_time_is_there_and_nothing_changes(base, number, kind, dora):
     unet = copy.deepcopy(base).train()
-    lowrank_core.inject(unet, adapter_config(AdapterSettings(method="lora"), ["to_q", "ff.net.0.proj", "conv2"]))
+    settings = AdapterSettings(method="lora", dora=dora)
+    lowrank_core.inject(unet, adapter_config(settings, ["to_q", "ff.net.0.proj", "conv2"]))
     for adapter in adapters_of(unet).values():
         adapter.form.init(adapter.factors, "random")
     if kind is not None:

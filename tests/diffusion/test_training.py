@@ -213,6 +213,7 @@ ADALORA = ["adapter.method=adalora", "adapter.rank=4", "adapter.target_rank=2", 
         (["data.shuffle_tags=true", "data.caption_templates=['{caption}, drawn', '{caption}']", "cache.text=none"], 3),
         (["base.quantize=nf4", "train.checkpointing=true", "train.offload=20", "adapter.target=all-linear"], 3),
         (["adapter.rank_dropout=0.3", "adapter.module_dropout=0.3", "train.lr_pattern={to_q: 0.1}"], 3),
+        (["adapter.dora=true", "adapter.method=lora", "adapter.rank_dropout=0.3", "train.ema=0.9"], 3),
     ],
 )
 def test_a_killed_run_goes_on_with_the_same_bits(fit, tmp_path, overrides, killed):

@@ -96,6 +96,25 @@ def test_the_scale_goes_from_the_base_to_dora() -> None:
     torch.testing.assert_close(model(x), base)
 
 
+@pytest.mark.parametrize("axis", ["out", "in"])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_a_weights_size_is_kept_for_backward(method: str, axis: str) -> None:
+    model = decomposed(nn.Linear(64, 64), method, axis)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(torch.randn(2, 64, requires_grad=True))
+    assert sum(kept) < 64 * 64
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in adapters_of(model)["0"].parameters())
+
+
 def test_a_dead_output_gives_no_nan() -> None:
     layer = nn.Linear(3, 2)
     nn.init.zeros_(layer.weight)

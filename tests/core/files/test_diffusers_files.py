@@ -83,6 +83,8 @@ CONFIGS = {
     "loha": LoHa(rank=2, alpha=3, target_modules=UNET_TARGETS, rank_pattern={"proj_in": 3}),
     "loha-tucker": LoHa(rank=2, alpha=3, target_modules=UNET_TARGETS, tucker=True),
     "adalora": AdaLoRA(rank=3, target_rank=2, alpha=3, target_modules=UNET_TARGETS),
+    "lora-dora": LoRA(rank=2, alpha=3, target_modules=UNET_TARGETS, weight_decompose="out"),
+    "loha-dora": LoHa(rank=2, alpha=3, target_modules=UNET_TARGETS, weight_decompose="out"),
 }
 
 
@@ -194,8 +196,8 @@ def test_what_is_wrong_with_such_a_file_is_said(tmp_path):
 
 @pytest.mark.slow
 def test_what_diffusers_cannot_take_is_refused(parts, tmp_path):
-    decomposed = adapted(parts[0], LoRA(rank=2, target_modules=["to_q"], weight_decompose="out"))
-    with pytest.raises(LowrankError, match="is no plain LoRA; merge it instead"):
+    decomposed = adapted(parts[0], LoRA(rank=2, target_modules=["to_q"], weight_decompose="in"))
+    with pytest.raises(LowrankError, match="diffusers reads LoRA alone, and of DoRA's magnitudes those of the outputs"):
         lowrank_core.save(decomposed, tmp_path / "a", "diffusers")
     unknown = adapted(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRA(rank=2, target_modules=["0"]))
     with pytest.raises(LowrankError, match="diffusers needs to know which model an adapter is for"):
@@ -204,7 +206,7 @@ def test_what_diffusers_cannot_take_is_refused(parts, tmp_path):
     with pytest.raises(LowrankError, match="no place for modules trained whole"):
         lowrank_core.save(saved, tmp_path / "a", "diffusers")
     whole = lowrank_core.files.adapter_file_of(adapted(parts[0], LoHa(rank=2, target_modules=["to_q"])))
-    with pytest.raises(LowrankError, match="diffusers reads plain LoRA alone; convert the adapter to it first"):
+    with pytest.raises(LowrankError, match=r"diffusers reads LoRA alone, .* convert the adapter to LoRA first"):
         diffusers_tensors([whole])
     words = adapted(parts[1], LoRA(rank=2, target_modules=["token_embedding"]))
     with pytest.raises(LowrankError, match="no place for embeddings"):

@@ -42,6 +42,8 @@ def adapter_config(settings: AdapterSettings, target: Sequence[str] | str) -> Ad
         "dropout": settings.dropout,
         "rank_dropout": settings.rank_dropout,
         "module_dropout": settings.module_dropout,
+        # As PEFT, diffusers and newer LyCORIS have it.
+        "weight_decompose": "out" if settings.dora else None,
     }
     if settings.method == "lokr":
         return LoKr(**common, factor=settings.factor)
@@ -102,7 +104,8 @@ def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], N
 
     Raises:
         LowrankError: `adapter.init_from` cannot be read or is for another model.
-        UsageError: targets that match nothing, an adapter to go on from of another method, or what `new_word` raises.
+        UsageError: targets that match nothing, an adapter to go on from of another method, or with magnitudes where
+            none are wanted or the other way round, or what `new_word` raises.
     """
     word = new_word(config, pipeline)
     settings = config.adapter
@@ -129,12 +132,20 @@ def _go_on_from(
             raise
         note(f"the adapter of {place} starts anew: {error}")
         inject(network, wanted)
-    found = configs_of(network)["default"].method
-    if found != wanted.method:
+    config = configs_of(network)["default"]
+    if config.method != wanted.method:
         raise UsageError(
-            f"adapter.init_from is {source}, which holds {found}, but adapter.method is {wanted.method}; "
-            f"set adapter.method: {found}"
+            f"adapter.init_from is {source}, which holds {config.method}, but adapter.method is {wanted.method}; "
+            f"set adapter.method: {config.method}"
         )
+    if config.weight_decompose == "in":
+        raise UsageError(
+            f"adapter.init_from is {source}, which has DoRA's magnitudes along the inputs, and training has them along "
+            "the outputs; merge it into the base, and train on that"
+        )
+    if config.weight_decompose != wanted.weight_decompose:
+        has, is_ = ("has", "true") if config.weight_decompose else ("has none of", "false")
+        raise UsageError(f"adapter.init_from is {source}, which {has} DoRA's magnitudes; set adapter.dora: {is_}")
 
 
 class Adapters:
@@ -167,6 +178,16 @@ class Adapters:
     @property
     def _vectors(self) -> Mapping[str, nn.Parameter]:
         return {} if self.word is None else self.word.vectors
+
+    @property
+    def magnitudes(self) -> list[nn.Parameter]:
+        """DoRA's, which start as the norms of the base's weights and not at zero."""
+        return [
+            adapter.magnitude
+            for network in self.networks.values()
+            for adapter in adapters_of(network).values()
+            if adapter.decompose is not None
+        ]
 
     def rate_factors(self, patterns: Mapping[str, float]) -> dict[nn.Parameter, float]:
         """What `train.lr_pattern` multiplies each parameter's rate with; layers are named as `<place>.<layer>`.

@@ -32,11 +32,11 @@ def model_card(
         run: the folder it is for, whose latest grid of samples it shows.
         config: of the run.
         summary: of the run.
-        places: the PEFT folders there are.
+        places: the networks with adapters, and the PEFT folders where PEFT has a form for them.
         noise: what it was trained to predict, and over which schedule.
         family: of the base.
     """
-    method, tree = _METHODS[config.adapter.method], published(config)
+    method, tree = _METHODS[config.adapter.method] + (" with DoRA" if config.adapter.dora else ""), published(config)
     base, data = tree["base"]["path"], tree["data"]["path"]
     grid = _latest_grid(run)
     fields = {
@@ -45,7 +45,7 @@ def model_card(
         **({"base_model": base} if _is_on_hub(config.base.path) else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "tags": [family.tag, "text-to-image", "diffusers", "lowrank", config.adapter.method],
+        "tags": [family.tag, "text-to-image", "diffusers", "lowrank", *config.adapter.described.split("+")],
     }
     prompt = config.data.trigger or config.pivotal.token or next(iter(config.sample.prompts), None)
     if prompt is not None:
@@ -113,13 +113,13 @@ def _grid(grid: Path | None, config: DiffusionConfig) -> list[str]:
 
 def _files(config: DiffusionConfig, places: Sequence[str]) -> str:
     name = config.name
-    lines = [
-        "## Files\n",
-        f"- `{'`, `'.join(places)}`: PEFT folders.",
-        f"- `{name}.safetensors`: for ComfyUI, LyCORIS and kohya's tools.",
-    ]
+    lines = ["## Files\n"]
+    if config.adapter.in_peft:
+        lines.append(f"- `{'`, `'.join(places)}`: PEFT folders.")
+    lines.append(f"- `{name}.safetensors`: for ComfyUI, LyCORIS and kohya's tools.")
     if config.adapter.method != "lokr":
-        lines.append(f"- `{name}_lora.safetensors`: the equal plain LoRA, for diffusers.")
+        equal = "the equal LoRA with DoRA" if config.adapter.dora else "the equal plain LoRA"
+        lines.append(f"- `{name}_lora.safetensors`: {equal}, for diffusers.")
         lines.append(f'\n```python\npipeline.load_lora_weights(".", weight_name="{name}_lora.safetensors")\n```')
     if config.pivotal.token is not None:
         lines += _word(word_file(name), config.pivotal.token.lower())

@@ -40,7 +40,15 @@ def local_adapter(place: str | Path, note: Note) -> Path:
         UsageError: `hf:` with something else behind it.
     """
     there = hub_place(place)
-    return Path(place) if there is None else _fetched(there, _ADAPTER, f"the adapter {there}", note)
+    if there is None:
+        return Path(place)
+    found = _fetched(there, _ADAPTER, f"the adapter {there}", note)
+    if (found / "metrics.jsonl").is_file() and (found / "config.yaml").is_file():
+        config = load_config(str(found / "config.yaml"))
+        if not config.adapter.in_peft:
+            file = dataclasses.replace(there, file=f"{config.name}.safetensors")
+            return _fetched(file, [], f"the adapter {file}", note).parent
+    return found
 
 
 def fetch_run(there: HubPlace, out: Path | None, overrides: Sequence[str], note: Note) -> Path:

@@ -8,6 +8,7 @@ import yaml
 
 from lowrank_core import run_folder
 from lowrank_core.errors import LowrankError, shortened
+from lowrank_core.files.peft import CONFIG_NAME
 from lowrank_core.files.tensors import write_bytes
 from lowrank_core.parsing import parse_json, record_of
 from lowrank_core.run_folder import prepare
@@ -25,6 +26,28 @@ def begin(out: Path | None, config: DiffusionConfig) -> Path:
     tree = config.model_dump(mode="json")
     write_bytes(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
     return folder
+
+
+def adapter_of(folder: Path, config: DiffusionConfig) -> Path | None:
+    """Where a run's adapter is read from: its own folder, which holds PEFT's, or the single file where PEFT has no form
+    for it; None as long as it has none.
+    """
+    if config.adapter.in_peft:
+        return folder if (folder / "unet" / CONFIG_NAME).is_file() else None
+    file = folder / f"{config.name}.safetensors"
+    return file if file.is_file() else None
+
+
+def missing_forms(config: DiffusionConfig) -> str | None:
+    """What to say before the first step of a run whose adapter PEFT has no form for; None for other runs."""
+    method, name = config.adapter.method, config.name
+    if config.adapter.in_peft:
+        return None
+    equal = "" if method == "lokr" else f", and the equal LoRA with DoRA in {name}_lora.safetensors, for diffusers"
+    return (
+        f"PEFT has no DoRA for {method}, so this run writes no PEFT folders: its adapter will be in {name}.safetensors,"
+        f" for lowrank infer, ComfyUI and LyCORIS{equal}; set adapter.method: lora for PEFT folders"
+    )
 
 
 def read_summary(folder: Path) -> RunSummary | None:

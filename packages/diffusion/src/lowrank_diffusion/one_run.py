@@ -15,7 +15,7 @@ from lowrank_diffusion.checkpoint import load_checkpoint, run_digest, save_check
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.examples import Examples
 from lowrank_diffusion.families import family_of
-from lowrank_diffusion.folder import Metrics, write_summary
+from lowrank_diffusion.folder import Metrics, missing_forms, write_summary
 from lowrank_diffusion.material import find_material
 from lowrank_diffusion.noise import training_noise
 from lowrank_diffusion.offloading import Offloaded
@@ -55,6 +55,8 @@ class OneRun:
         # Before anything is fetched.
         if config.base.quantize != "none":
             bitsandbytes()
+        if (missing := missing_forms(config)) is not None:
+            observer.note(missing)
         if self.main:
             check_trackers(config.track)
             check_repository(config.hub)
@@ -107,7 +109,7 @@ class OneRun:
         self.observer.run_started(
             RunStart(
                 config.name,
-                config.adapter.method,
+                config.adapter.described,
                 config.train.steps,
                 trainer.step,
                 self.adapters.size,
@@ -227,7 +229,7 @@ class OneRun:
         return RunSummary(
             name=self.config.name,
             run_dir=str(self.folder),
-            method=self.config.adapter.method,
+            method=self.config.adapter.described,
             seed=self.config.seed,
             steps=len(rows),
             loss=statistics.fmean(row.loss for row in rows[-WINDOW:]),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from importlib import import_module
 from typing import Any
 
@@ -25,11 +25,12 @@ def build_optimizer(
     factors: Mapping[Parameter, float] | None = None,
     word: Iterable[Parameter] = (),
     word_lr: float = 0.0,
+    magnitudes: Iterable[Parameter] = (),
 ) -> Optimizer:
     """The configured optimizer: a group for the UNet's parameters and, if there are any, one for the text encoders'.
 
-    Where `factors` multiplies the rates of some, they are in groups of their own. So are the embeddings of a `word`,
-    which no weight decay draws to zero.
+    Where `factors` multiplies the rates of some, they are in groups of their own. So are the embeddings of a `word`
+    and, among the parameters, DoRA's `magnitudes`: what does not start at zero no weight decay draws there.
 
     Adafactor (Shazeer and Stern, 2018) is transformers', with the configured rate itself: torch's multiplies the rate
     with each tensor's size, and factors that start at zero would hardly move. Prodigy (Mishchenko and Defazio, 2023)
@@ -45,7 +46,7 @@ def build_optimizer(
     if text:
         rates["train.text_lr"] = train.text_lr or train.lr
         groups.append({"params": text, "lr": rates["train.text_lr"]})
-    groups = [part for group in groups for part in _by_rate(group, factors or {})]
+    groups = [part for group in groups for part in _parts(group, factors or {}, set(magnitudes))]
     if embeddings := list(word):
         rates["pivotal.lr"] = word_lr
         groups.append({"params": embeddings, "lr": word_lr, "weight_decay": 0.0})
@@ -66,12 +67,17 @@ def build_optimizer(
     return _prodigy(groups, train, rates)
 
 
-def _by_rate(group: dict[str, Any], factors: Mapping[Parameter, float]) -> list[dict[str, Any]]:
-    parts: dict[float, list[Parameter]] = {}
+def _parts(
+    group: dict[str, Any], factors: Mapping[Parameter, float], magnitudes: Set[Parameter]
+) -> list[dict[str, Any]]:
+    parts: dict[tuple[float, bool], list[Parameter]] = {}
     for parameter in group["params"]:
-        parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-    # The first group's rate is the one that a run reports.
-    return [{"params": parts[factor], "lr": group["lr"] * factor} for factor in sorted(parts, key=lambda f: f != 1)]
+        parts.setdefault((factors.get(parameter, 1.0), parameter in magnitudes), []).append(parameter)
+    return [
+        {"params": parts[factor, kept], "lr": group["lr"] * factor, **({"weight_decay": 0.0} if kept else {})}
+        # The first group's rate is the one that a run reports.
+        for factor, kept in sorted(parts, key=lambda part: (part[0] != 1, part[1]))
+    ]
 
 
 def _prodigy(groups: list[dict[str, Any]], train: TrainConfig, rates: Mapping[str, float]) -> Optimizer:

@@ -33,7 +33,8 @@ def write_outputs(
 ) -> None:
     """PEFT folders, the single file of ComfyUI and kohya's tools, the equal LoRA for diffusers, and the model card.
 
-    A word's embeddings are a file of their own, which ComfyUI and A1111 read as an SDXL embedding.
+    Of the first, none where PEFT has no form for the adapter. A word's embeddings are a file of their own, which
+    ComfyUI and A1111 read as an SDXL embedding.
 
     Each file is replaced whole.
 
@@ -45,15 +46,17 @@ def write_outputs(
     layers: dict[Component, Layers] = {
         files[place].component: layers_of_model(network) for place, network in adapters.networks.items()
     }
-    for place, file in files.items():
-        write([file], run / place, "peft", layers, overwrite=True)
+    if config.adapter.in_peft:
+        for place, file in files.items():
+            write([file], run / place, "peft", layers, overwrite=True)
     described = [replace(file, metadata=about) for file in files.values()]
     write(described, run / f"{config.name}.safetensors", "kohya", layers, overwrite=True)
     if config.adapter.method == "lokr":
         # The product of both sides' ranks is mostly the layer's own.
+        source = run / ("unet" if config.adapter.in_peft else f"{config.name}.safetensors")
         note(
             "no file of an equal LoRA is written, since LoKr's would be nearly as large as the model; make one with "
-            f"lowrank convert {run / 'unet'} FILE --to diffusers"
+            f"lowrank convert {source} FILE --to diffusers"
         )
     else:
         write(list(files.values()), run / f"{config.name}_lora.safetensors", "diffusers", layers, overwrite=True)

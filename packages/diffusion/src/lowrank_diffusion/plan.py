@@ -18,6 +18,7 @@ from lowrank_diffusion.base_files import base_folder, check_base
 from lowrank_diffusion.blocks import BLOCK, blocks_of
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.families import SDXL
+from lowrank_diffusion.folder import missing_forms
 from lowrank_diffusion.outline import outlined
 from lowrank_diffusion.quantizing import Kind, bytes_of
 from lowrank_diffusion.single_file import SingleFile, read_single_file, single_file
@@ -68,6 +69,8 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
         UsageError: what `check_targets` raises.
     """
     train, settings = config.train, config.adapter
+    if (missing := missing_forms(config)) is not None:
+        note(missing)
     file = single_file(config.base.path)
     single = None if file is None else read_single_file(file, has_vae=config.base.vae is None)
     described = config.base.path if single is None else config.base.config or single.family.repository
@@ -103,7 +106,7 @@ def plan(config: DiffusionConfig, note: Callable[[str], None]) -> RunPlan:
     per_step = train.batch_size * train.accumulate * train.processes
     return RunPlan(
         name=config.name,
-        method=settings.method,
+        method=settings.described,
         seed=config.seed,
         steps=train.steps,
         pictures_per_step=per_step,

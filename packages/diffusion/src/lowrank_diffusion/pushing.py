@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 from lowrank_core.errors import LowrankError
-from lowrank_core.files.peft import COMPONENT_OF_FOLDER, CONFIG_NAME
+from lowrank_core.files.peft import COMPONENT_OF_FOLDER
 from lowrank_diffusion.checkpoint import checkpoints
 from lowrank_diffusion.config import HubConfig
-from lowrank_diffusion.folder import read_summary
+from lowrank_diffusion.folder import adapter_of, read_summary
 from lowrank_diffusion.hub import HubPlace, asking
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.published import published
@@ -88,12 +88,13 @@ def _contents(run: Path, repository: str, *, with_checkpoint: bool) -> dict[str,
     """The files by their names in the repository; as bytes where they say something else than here."""
     if not (run / "config.yaml").is_file():
         raise LowrankError(f"{run} holds no run to push: there is no config.yaml in it; give the folder of a run")
+    config = load_config(str(run / "config.yaml"))
     saved = checkpoints(run)[-1:] if with_checkpoint else []
-    if not saved and not (run / "unet" / CONFIG_NAME).is_file():
+    if not saved and adapter_of(run, config) is None:
         raise LowrankError(
             f"the run in {run} has no adapter yet; go on with it by lowrank diffusion train --resume {run}"
         )
-    tree = published(load_config(str(run / "config.yaml")))
+    tree = published(config)
     contents: dict[str, Path | bytes] = {
         "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode()
     }

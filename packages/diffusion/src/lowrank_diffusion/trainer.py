@@ -72,6 +72,7 @@ class Trainer:
             adapters.rate_factors(train.lr_pattern),
             word=[] if adapters.word is None else adapters.word.parameters(),
             word_lr=config.pivotal.lr,
+            magnitudes=adapters.magnitudes,
         )
         self.allocator = adapters.adapt_ranks(plain, config.adapter, train.steps)
         self.schedule = build_schedule(train, plain)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from lowrank_core.adapters.dora import Axis, decomposed_change, magnitude_shape, weight_norm
 from lowrank_core.adapters.forms import Form, Init
@@ -115,10 +116,9 @@ class Adapter(nn.Module):
         if self.decompose is None:
             out = delta(x, self.form, self.factors, self.scale, geometry)
         else:
-            # Norms and differences of weights need the factors' precision.
-            with torch.autocast(x.device.type, enabled=False):
-                change = self.change(_weight(base, geometry))
-            out = apply_weight(x, change.to(x.dtype) if x.is_floating_point() else change, None, geometry)
+            # Composed again for the backward pass: kept, the weights of all layers would take more than the base does.
+            weight = _weight(base, geometry)
+            out = checkpoint(self._decomposed, x, weight, use_reentrant=False, preserve_rng_state=False)
         if self.training and self.rank_dropout:
             kept = (torch.rand(geometry.out_features, device=out.device) > self.rank_dropout).to(out.dtype)
             if self.rescale:
@@ -131,6 +131,12 @@ class Adapter(nn.Module):
         if padding is not None:
             out = torch.where((x == padding).unsqueeze(-1), out.detach(), out)
         return out
+
+    def _decomposed(self, x: Tensor, base_weight: Tensor) -> Tensor:
+        # Norms and differences of weights need the factors' precision.
+        with torch.autocast(x.device.type, enabled=False):
+            change = self.change(base_weight)
+        return apply_weight(x, change.to(x.dtype) if x.is_floating_point() else change, None, self.geometry)
 
     def extra_repr(self) -> str:
         return f"{self.form.method}, rank={self.rank}, alpha={self.alpha:g}"

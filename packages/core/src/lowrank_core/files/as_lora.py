@@ -47,22 +47,25 @@ class LoRAExport:
         return self.lost / self.energy if self.energy else 0.0
 
 
-def as_lora(file: AdapterFile, layers: Layers | None = None, rank: int | None = None) -> LoRAExport:
+def as_lora(
+    file: AdapterFile, layers: Layers | None = None, rank: int | None = None, *, magnitudes: bool = False
+) -> LoRAExport:
     """The adapter as a LoRA with factors in fp32 (fp64 from fp64); a LoRA is given back as it is, bits and all.
 
     layers: the model's layers. Without them a flat convolution's kernel is not known, and layers whose names say that
         they are convolutions are refused.
     rank: cut every module off at this rank, by the singular values of its ΔW (Eckart-Young), computed in float64.
+    magnitudes: keep those of DoRA, which scale the sum of the weight and ΔW, however ΔW is written.
 
     Raises:
-        LowrankError: weight decomposition, whose scale readers of plain LoRA would drop; a flat convolution without
-            the model; factors that do not fit the layer.
+        LowrankError: weight decomposition without `magnitudes`, for readers of plain LoRA would drop them; a flat
+            convolution without the model; factors that do not fit the layer.
         UsageError: a rank below 1.
     """
     if rank is not None and rank < 1:
         raise UsageError(f"rank must be at least 1, got {rank}")
     config = file.config
-    if config.weight_decompose:
+    if config.weight_decompose and not magnitudes:
         raise LowrankError("an adapter with weight decomposition (DoRA) is no plain LoRA; merge it instead")
     if isinstance(config, LoRA) and not config.tucker and (rank is None or _largest(file) <= rank):
         return LoRAExport(file, _largest(file), True, 0.0, 0.0)
@@ -84,9 +87,15 @@ def as_lora(file: AdapterFile, layers: Layers | None = None, rank: int | None = 
         if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
             raise LowrankError(f"{name} has numbers that are not finite; take an earlier checkpoint of the adapter")
         dtype = stored_dtype(next(iter(module.factors.values())))
-        modules[name] = lora_module(up.to(dtype), down.to(dtype), geometry, scaling)
-    plain = LoRA(target_modules=[], modules_to_save=config.modules_to_save, other_fields=carried_over(config))
-    result = replace(file, config=with_patterns(plain, modules), modules=modules)
+        plain = lora_module(up.to(dtype), down.to(dtype), geometry, scaling)
+        modules[name] = replace(plain, magnitude=module.magnitude, axis=module.axis)
+    lora = LoRA(
+        target_modules=[],
+        modules_to_save=config.modules_to_save,
+        weight_decompose=config.weight_decompose,
+        other_fields=carried_over(config),
+    )
+    result = replace(file, config=with_patterns(lora, modules), modules=modules)
     return LoRAExport(result, _largest(result), lost == 0, energy, lost)
 
 

@@ -96,7 +96,8 @@ def _exports(
     exports: list[LoRAExport] = []
     for file in files:
         if to in ("lora", "diffusers") or (to == "kohya" and (rank is not None or isinstance(file.config, AdaLoRA))):
-            exports.append(as_lora(file, None if layers is None else layers[file.component], rank))
+            own = None if layers is None else layers[file.component]
+            exports.append(as_lora(file, own, rank, magnitudes=to == "diffusers"))
         else:
             exports.append(LoRAExport(file, max(module.rank for module in file.modules.values()), True, 0.0, 0.0))
     return exports

@@ -13,7 +13,7 @@ from lowrank_core.errors import LowrankError, shortened
 from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter, with_patterns
 from lowrank_core.files.check import check_factors, some
 from lowrank_core.files.names import Names, fit, names_for, with_text_level
-from lowrank_core.files.peft import ranks_and_alphas
+from lowrank_core.files.peft import magnitude_shape, ranks_and_alphas
 from lowrank_core.files.peft_config import from_json
 from lowrank_core.files.tensors import stored_dtype, write_tensors
 from lowrank_core.parsing import parse_json
@@ -27,6 +27,7 @@ _LEAVES = {
     "lora.down.weight": "lora_A",
     "lora.up.weight": "lora_B",
     "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
     "alpha": "alpha",
 }
 
@@ -137,14 +138,14 @@ def _file(
 
 
 def write_diffusers(files: Sequence[AdapterFile], path: Path) -> None:
-    """Write plain LoRAs for diffusers' `load_lora_weights`.
+    """Write LoRAs for diffusers' `load_lora_weights`, with DoRA's magnitudes where they are along the outputs.
 
     diffusers reads a module's rank from its factors and takes the scale for 1, so a scale of another value is
     multiplied into A, in float64 and rounded once.
 
     Raises:
-        LowrankError: adapters that are no plain LoRA, of a model that diffusers has no name for, or with modules
-            trained whole.
+        LowrankError: adapters that are no LoRA, or have magnitudes along the inputs, of a model that diffusers has no
+            name for, or with modules trained whole.
     """
     write_tensors(path, diffusers_tensors(files), {})
 
@@ -153,8 +154,11 @@ def diffusers_tensors(files: Sequence[AdapterFile]) -> dict[str, Tensor]:
     """The tensors of such a file."""
     tensors: dict[str, Tensor] = {}
     for file in files:
-        if not isinstance(file.config, LoRA) or file.config.tucker or file.config.weight_decompose:
-            raise LowrankError("diffusers reads plain LoRA alone; convert the adapter to it first, or merge it")
+        if not isinstance(file.config, LoRA) or file.config.tucker or file.config.weight_decompose == "in":
+            raise LowrankError(
+                "diffusers reads LoRA alone, and of DoRA's magnitudes those of the outputs; convert the adapter to "
+                "LoRA first, or merge it"
+            )
         if file.saved:
             raise LowrankError(f"diffusers' LoRA files have no place for modules trained whole: {some(file.saved)}")
         if file.component not in _PREFIX_OF:
@@ -173,4 +177,7 @@ def diffusers_tensors(files: Sequence[AdapterFile]) -> dict[str, Tensor]:
                 down = (down.double() * scaling).to(stored_dtype(down))
             tensors[f"{path}.lora_A.weight"] = down
             tensors[f"{path}.lora_B.weight"] = module.factors["lora_B"].to(down.dtype)
+            if module.magnitude is not None:
+                # Without `weight`, as PEFT writes it, transformers 5 would not find those of text encoders.
+                tensors[f"{path}.lora_magnitude_vector.weight"] = module.magnitude.reshape(magnitude_shape(down))
     return tensors

@@ -158,11 +158,14 @@ def peft_tensors(file: AdapterFile) -> dict[str, Tensor]:
             suffix = ".weight" if factor in ("lora_A", "lora_B") and file.config.method == "lora" else ""
             tensors[f"{_PREFIX}{name}.{factor}{suffix}"] = tensor
         if module.magnitude is not None:
-            down = module.factors.get("lora_A")
-            ones = (1,) * (down.dim() - 2) if down is not None else ()
-            magnitude = module.magnitude.reshape((1, -1, *ones) if ones else (-1,))
-            tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude
+            shape = magnitude_shape(module.factors.get("lora_A"))
+            tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = module.magnitude.reshape(shape)
     return tensors | {_PREFIX + name: tensor for name, tensor in file.saved.items()}
+
+
+def magnitude_shape(down: Tensor | None) -> tuple[int, ...]:
+    """Of PEFT's norms of a layer with this `lora_A`, None for an embedding."""
+    return (1, -1, *(1,) * (down.dim() - 2)) if down is not None and down.dim() > 2 else (-1,)
 
 
 def write_peft(file: AdapterFile, folder: Path) -> None:

@@ -35,6 +35,8 @@ class AdapterSettings(Section):
     rank_pattern: dict[str, PositiveInt] = {}
     alpha_pattern: dict[str, PositiveFloat] = {}
     """A rank and an alpha of their own for layers whose names end in a match of the key, a regular expression."""
+    dora: bool = False
+    """Train each output's magnitude beside the direction that the method changes (weight decomposition)."""
     dropout: Share = 0.0
     """Of the adapter's input."""
     rank_dropout: Share = 0.0
@@ -50,3 +52,13 @@ class AdapterSettings(Section):
     text_target: list[str] | str = ["q_proj", "k_proj", "v_proj", "out_proj"]
     init_from: str | None = None
     """Go on from the adapter in this PEFT folder or file, or at hf://OWNER/NAME on the hub."""
+
+    @property
+    def described(self) -> str:
+        """The method as `lowrank count-params` calls it."""
+        return f"{self.method}+dora" if self.dora else self.method
+
+    @property
+    def in_peft(self) -> bool:
+        """Whether PEFT has a form for it; of methods with magnitudes it has LoRA alone."""
+        return not self.dora or self.method == "lora"

@@ -75,6 +75,25 @@ class DiffusionConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _magnitudes_have_a_place(self) -> "DiffusionConfig":
+        if self.adapter.dora and self.adapter.method == "adalora":
+            raise ValueError(
+                "adapter.dora trains magnitudes, which no file of an adalora has; set adapter.method: lora, loha or "
+                "lokr, or leave adapter.dora out"
+            )
+        if self.adapter.dora and self.base.quantize != "none":
+            raise ValueError(
+                "adapter.dora takes norms of the base's own weights, which base.quantize rounds; set "
+                "base.quantize: none (train.offload saves more memory), or leave adapter.dora out"
+            )
+        if self.adapter.dora and self.train.scale_weight_norms is not None:
+            raise ValueError(
+                "adapter.dora changes weights by their magnitudes too, which train.scale_weight_norms does not reach; "
+                "leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _offloaded_blocks_come_back(self) -> "DiffusionConfig":
         if self.train.offload and self.train.checkpointing != 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from lowrank_core.files.peft import COMPONENT_OF_FOLDER, CONFIG_NAME
 from lowrank_core.files.tensors import check_readable
 from lowrank_diffusion.config import DiffusionConfig
 from lowrank_diffusion.fetching import local_adapter
+from lowrank_diffusion.folder import adapter_of
 from lowrank_diffusion.hub import HubPlace, hub_place
 from lowrank_diffusion.identity import file_digest
 from lowrank_diffusion.load import load_config
@@ -21,7 +22,7 @@ from lowrank_diffusion.words import word_file
 class Source:
     """An adapter's folder or file.
 
-    run: the configuration of the run whose folder it is, None where it is none. place: where on the hub it is from.
+    run: the configuration of the run that it is of, None where it is none. place: where on the hub it is from.
     """
 
     path: Path
@@ -41,7 +42,11 @@ class Source:
         """The file of the word that the run trained beside the adapter, if it did."""
         if self.run is None or self.run.pivotal.token is None:
             return None
-        return self.path / word_file(self.run.name)
+        return self._home / word_file(self.run.name)
+
+    @property
+    def _home(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
 
     def files(self) -> list[Path]:
         """The files that the adapter is read from."""
@@ -56,8 +61,7 @@ class Source:
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each file, by its name below the source."""
-        home = self.path if self.path.is_dir() else self.path.parent
-        return {file.relative_to(home).as_posix(): file_digest(file) for file in self.files()}
+        return {file.relative_to(self._home).as_posix(): file_digest(file) for file in self.files()}
 
 
 def sources_of(places: Sequence[Path], note: Callable[[str], None]) -> list[Source]:
@@ -104,12 +108,13 @@ def _source(path: Path, place: HubPlace | None) -> Source:
     if not begun or not (path / "config.yaml").is_file():
         return source
     run = load_config(str(path / "config.yaml"))
-    if not (path / "unet" / CONFIG_NAME).is_file():
+    adapter = adapter_of(path, run)
+    if adapter is None:
         raise LowrankError(
             f"the run in {path} has no adapter yet; wait for its end, or go on with it by "
             f"lowrank diffusion train --resume {path}"
         )
-    return Source(path, run, place)
+    return Source(adapter, run, place)
 
 
 @dataclass(frozen=True)
