@@ -34,8 +34,10 @@ class Products(nn.Module):
 
 
 def small_model(rank: int = 4, layer: type[nn.Module] = Triplets, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Two adapted layers, the first of which has more to learn from `batch`."""
-    return nn.Sequential(layer(6, 8, rank, dtype), nn.Tanh(), layer(8, 3, rank, dtype))
+    """Two adapted layers, the first of which has more to learn from `batch`; drawn alike for every device."""
+    with torch.device("cpu"):
+        model = nn.Sequential(layer(6, 8, rank, dtype), nn.Tanh(), layer(8, 3, rank, dtype))
+    return model.to(torch.get_default_device())
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -43,9 +45,9 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The data of one step, the same in every run."""
+    """The data of one step, the same in every run and on every device."""
     generator = torch.Generator().manual_seed(step)
-    x = torch.randn(16, 6, generator=generator, dtype=dtype)
+    x = torch.randn(16, 6, generator=generator, dtype=dtype, device="cpu").to(torch.get_default_device())
     return x, torch.stack([x[:, 0] * x[:, 1], x[:, 2] + x[:, 3], x[:, 4]], 1)
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowrank_core import LoHa, inject
 from lowrank_core import compile as compile_blocks
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 class Block(nn.Module):
@@ -56,3 +59,17 @@ def test_a_model_without_repetition_is_compiled_whole() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     assert compile_blocks(model, backend="eager") == [""]
     assert model(torch.randn(2, 4)).shape == (2, 4)
+
+
+@pytest.mark.filterwarnings("default")
+def test_on_a_gpu_compiled_blocks_with_adapters_have_the_same_gradients(cuda: torch.device) -> None:
+    """By torch's own compiler, which on a CPU would need one of C++."""
+    config = LoHa(rank=4, target_modules=["up", "down"], init_weights="random")
+    model, x = inject(Deep(), config).to(cuda), torch.randn(4, 8, device=cuda)
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    plain = torch.autograd.grad(model(x).square().sum(), factors)
+    torch.compiler.reset()
+    compile_blocks(model, fullgraph=True)
+    compiled = torch.autograd.grad(model(x).square().sum(), factors)
+    for got, want in zip(compiled, plain, strict=True):
+        assert (got - want).norm() <= 1e-4 * want.norm()

@@ -4,9 +4,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from formulas import plain_weight
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from lowrank_core.factorizations import Factorization, Hadamard, Kronecker, LowRank, Svd, num_parameters
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 FACTORIZATIONS = [LowRank(), Hadamard(), Hadamard(tanh=True), Hadamard(plus_one=True), Svd(), Kronecker()]
 SHAPES = [(5, 7), (7, 5), (6, 4, 1, 1), (6, 4, 3, 3), (4, 6, 3, 2), (1, 1, 3, 3), (3, 1)]
@@ -42,7 +44,8 @@ def test_composing_gives_the_plain_formula_and_its_gradients(factorization, shap
     rank=st.integers(1, 4),
     factorization=st.sampled_from(FACTORIZATIONS),
 )
-@settings(max_examples=60, deadline=None)
+# Every example is made on the device that the test was given.
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_shape_composes_and_counts_what_its_factors_hold(outputs, inputs, kernel, rank, factorization):
     shape = (outputs, inputs, *kernel)
     factors = random_factors(factorization, shape, rank)

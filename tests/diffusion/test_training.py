@@ -438,6 +438,14 @@ def test_bf16_keeps_the_factors_in_fp32(fit, tmp_path):
     assert summary.loss == pytest.approx(fit(tmp_path / "exact", "train.steps=2").loss, rel=0.02)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 2e-2)])
+def test_on_a_gpu_steps_have_the_losses_of_a_cpu(fit, tmp_path, cuda, precision, tolerance):
+    """What is random is drawn on the CPU for every device."""
+    fit(tmp_path / "cpu", "train.steps=3")
+    fit(tmp_path / "gpu", "train.steps=3", f"train.device={cuda}", f"train.precision={precision}")
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=tolerance)
+
+
 def test_a_group_of_processes_needs_one_folder(base, monkeypatch):
     from lowrank_core import UsageError
     from lowrank_diffusion.load import load_config

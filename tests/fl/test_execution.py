@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import equal_parts, how, small_examples, small_model
+from safetensors.torch import load_file
 from test_run import Watcher
 from torch import nn
 
@@ -82,14 +83,13 @@ def test_graphs_are_refused_where_there_is_no_gpu():
         load_config("quickstart", engine="graphs")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs, and this machine has no CUDA device")
 @pytest.mark.parametrize("way", ["graphs", "batched"])
-def test_on_a_gpu_a_way_ends_where_the_sequential_one_ends(way):
+def test_on_a_gpu_a_way_ends_where_the_sequential_one_ends(cuda, way):
     examples, ends = small_examples(), []
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
     for execution in ("sequential", way):
-        local = replace(how(momentum=0.9), device="cuda", execution=execution)
+        local = replace(how(momentum=0.9), device=str(cuda), execution=execution)
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
         network.load_state_dict(model.state_dict())
         trainer = make_trainer(network, examples, equal_parts(examples, 4), local)
@@ -102,6 +102,19 @@ def test_on_a_gpu_a_way_ends_where_the_sequential_one_ends(way):
         ends.append([tensor.cpu() for tensor in trainer.state.values()])
     for got, expected in zip(*ends, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["local", "graphs", "batched"])
+def test_on_a_gpu_a_run_ends_near_that_of_a_cpu(cuda, tmp_path, way):
+    """Orders are drawn on the CPU for every device."""
+    small = ["model.name=mlp", "model.width=8", "model.method=fedpara", "data.max_examples=60", "federation.clients=3"]
+    small += ["federation.clients_per_round=3", "engine.workers=1", "sweep={}", "rounds=2"]
+    run(load_config("quickstart", small), tmp_path / "cpu", Watcher())
+    run(load_config("quickstart", [*small, f"device={cuda}"], engine=way), tmp_path / "gpu", Watcher())
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("gpu", "cpu"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_ways_are_timed_on_the_same_work_and_left_out_with_a_reason(monkeypatch):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lowrank_core import LowrankError, patch_peft, restore
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 class Mixed(nn.Module):
     """A linear layer and the three kinds of convolution, one after the other."""

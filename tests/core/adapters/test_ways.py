@@ -14,6 +14,8 @@ from lowrank_core.adapters.forward import adapted, apply_weight, delta
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.choice import cheapest_way, possible_ways
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(6, 8),
     "linear without bias": lambda: nn.Linear(6, 8, bias=False),
@@ -151,9 +153,9 @@ def test_every_way_traces_without_a_break(layer: str, name: str) -> None:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_runs_the_whole_layer_in_its_dtype() -> None:
+def test_autocast_runs_the_whole_layer_in_its_dtype(device: torch.device) -> None:
     module, geometry, x, factors = case("linear", LoHaForm(), torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         out = adapted(x, module.weight, module.bias, LoHaForm(), factors, SCALE, geometry)
     assert out.dtype == torch.bfloat16
     gradients = torch.autograd.grad(out.float().sum(), [x, *factors.values()])
@@ -181,7 +183,7 @@ def test_small_ranks_go_as_a_pair_and_large_ones_with_the_base(rank: int, way: s
     geometry = Geometry("linear", 1280, 1280)
     shapes = LoHaForm().shapes(geometry, rank)
     factors = {name: torch.empty(size, device="meta") for name, size in shapes.items()}
-    x = torch.empty(1, 1024, 1280)
+    x = torch.empty(1, 1024, 1280, device="cpu")
     assert cheapest_way(LoHaForm(), factors, geometry, x) == way
 
 

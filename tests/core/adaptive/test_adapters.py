@@ -16,6 +16,8 @@ from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, fit_ranks, rank_pat
 from lowrank_core.files import load, save
 from lowrank_core.replacement import factorize
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 STEPS = 20
 
 
@@ -37,7 +39,7 @@ def run(model: nn.Module, config: AdaptiveRank | None = None):
     allocator = adapt_ranks(optimizer, model, STEPS, config)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        x = torch.randn(8, 2, 8, 8, generator=generator)
+        x = torch.randn(8, 2, 8, 8, generator=generator, device="cpu").to(torch.get_default_device())
         loss = (model(x) - x.mean((1, 2, 3))[:, None]).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,8 @@ from lowrank_core.adaptive import AdaptiveRank, adapt_ranks, rank_pattern
 from lowrank_core.adaptive.orthogonality import orthogonality
 from lowrank_core.errors import LowrankError, UsageError
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 QUICK = AdaptiveRank(target_rank=2, warmup=0.1, settle=0.3, orthogonality=0.1)
 
 
@@ -170,9 +172,9 @@ def test_a_step_with_a_closure_gets_the_penalty_too():
         assert torch.equal(a, c)
 
 
-def test_steps_that_a_gradient_scaler_skips_do_not_count():
+def test_steps_that_a_gradient_scaler_skips_do_not_count(device):
     model, optimizer, allocator = adapted()
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=16.0)
     for step in range(6):
         optimizer.zero_grad()
         loss = loss_of(model, step)
@@ -183,10 +185,10 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_gradient_scaler_changes_no_decision(fused):
+def test_a_gradient_scaler_changes_no_decision(fused, device):
     plain, scaled = adapted(fused=fused), adapted(fused=fused)
     train(plain[0], plain[1], range(20))
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=16.0)
     model, optimizer, allocator = scaled
     for step in range(20):
         optimizer.zero_grad()
@@ -198,9 +200,9 @@ def test_a_gradient_scaler_changes_no_decision(fused):
         torch.testing.assert_close(a, b)
 
 
-def test_a_fused_optimizer_that_skips_inside_its_step_does_not_count_either():
+def test_a_fused_optimizer_that_skips_inside_its_step_does_not_count_either(device):
     model, optimizer, allocator = adapted(fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=16.0)
     for step in range(4):
         optimizer.zero_grad()
         scaler.scale(loss_of(model, step) * (float("inf") if step == 2 else 1.0)).backward()

@@ -6,6 +6,8 @@ import torch
 from lowrank_core.adaptive.allocation import allocate
 from lowrank_core.adaptive.importance import Importance
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def test_statistics_follow_the_papers_equations():
     parameter = torch.randn(4, 3, dtype=torch.float64)

@@ -5,6 +5,8 @@ import torch
 
 from lowrank_core.adaptive.orthogonality import add_orthogonality_gradient, orthogonality
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def factors(dtype=torch.float64):
     shapes = [((3, 7), 0), ((5, 3), 1), ((2, 2), 0), ((4, 1), 1), ((1, 6), 0)]

@@ -9,6 +9,8 @@ from lowrank_core.adaptive import AdaptiveRank, adapt_ranks
 from lowrank_core.adaptive.resizing import keep_directions, state_dims
 from lowrank_core.errors import LowrankError
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def run(layer, shrink, optimizer, **options):
     torch.manual_seed(5)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lowrank_core.adapters.forms import Factors, Form, LoHaForm
 from lowrank_core.adapters.geometry import Geometry
 
-_LARGEST_RANK = 128  # both products of a block stay in registers
+_LARGEST_RANK = 128  # far beyond where composing at every step pays
 _asked = False
 
 
@@ -24,7 +24,7 @@ def compose(form: Form, factors: Factors, scale: float, geometry: Geometry, dtyp
     flat = isinstance(form, LoHaForm) and len(factors) == 4
     if _asked and flat and not torch.compiler.is_compiling():
         a1, b1, a2, b2 = (factor.contiguous() for factor in factors.values())
-        if a1.is_cuda and a1.shape[1] <= _LARGEST_RANK:
+        if a1.is_cuda and a1.dtype != torch.float64 and a1.shape[1] <= _LARGEST_RANK:
             from lowrank_core.adapters.ways.hadamard_kernel import compose_hadamard
 
             return compose_hadamard(a1, b1, a2, b2, scale, dtype).view(geometry.weight_shape)
