@@ -1,5 +1,7 @@
 """Compiled steps against plain ones."""
 
+import shutil
+
 import pytest
 import torch
 from cases import equal_parts, how, small_examples, small_model
@@ -58,6 +60,7 @@ def test_a_process_of_many_runs_compiles_for_each():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler takes g++ on a CPU, which is missing")
 def test_a_run_by_compiled_steps_reports_what_a_plain_one_does(tmp_path, monkeypatch):
     small = ["model.name=mlp", "model.width=8", "data.max_examples=60", "federation.clients=3", "sweep={}", "rounds=2"]
     small += ["federation.clients_per_round=3", "federation.batch_size=4", "engine.workers=1"]
