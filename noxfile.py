@@ -54,7 +54,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def audit(session: nox.Session) -> None:
     """Ask the OSV database about every installed package."""
-    session.run("uv", "audit", external=True)
+    session.run("uv", "audit", "--preview-features", "audit-command", external=True)
 
 
 @nox.session
