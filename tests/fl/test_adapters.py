@@ -234,7 +234,7 @@ def test_a_plan_counts_lora_and_no_gradient_of_the_base():
 def test_a_plan_counts_a_step_as_large_as_the_runs_are(monkeypatch):
     """LoHa composes its weight for large batches alone."""
     seen = []
-    from lowrank_fl import plan as module
+    from lowrank_fl.plan import work as module
 
     backward = module.backward
     monkeypatch.setattr(

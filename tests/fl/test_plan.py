@@ -6,7 +6,8 @@ import pytest
 
 from lowrank_fl.clients import examples_of
 from lowrank_fl.load import load_config
-from lowrank_fl.plan import _SHAPES, _data_shape, plan
+from lowrank_fl.plan import plan
+from lowrank_fl.plan.shapes import SHAPES, data_shape
 
 
 @pytest.mark.slow
@@ -27,20 +28,20 @@ def test_a_plan_counts_every_step_of_an_lstm(tmp_path):
 
 @pytest.mark.slow
 def test_an_expensive_step_is_timed_on_fewer_examples(monkeypatch):
-    monkeypatch.setattr("lowrank_fl.plan._TIMED_FLOPS", 1)
+    monkeypatch.setattr("lowrank_fl.plan.work._TIMED_FLOPS", 1)
     (cost,) = plan(load_config("quickstart", ["model.name=mlp", "model.method=fedpara"])).runs
     assert cost.seconds > 0
 
 
 def test_the_known_number_of_test_examples_is_the_loaders():
-    assert _SHAPES["digits"].test_examples == len(examples_of(load_config("quickstart")).test_labels)
+    assert SHAPES["digits"].test_examples == len(examples_of(load_config("quickstart")).test_labels)
 
 
 def test_the_known_shape_of_the_plays_is_the_loaders(shared_data):
     path = shared_data / "shakespeare"
     whole = load_config("shakespeare-iid", [f"data.path={path}", "partition.kind=natural"])
     examples = examples_of(whole)
-    known = _SHAPES["shakespeare"]
+    known = SHAPES["shakespeare"]
     assert (known.input_shape, known.classes) == (examples.input_shape, len(examples.classes))
     assert (known.examples, known.test_examples) == (len(examples.labels), len(examples.test_labels))
     assert known.makers == len(set(examples.groups))
@@ -52,8 +53,8 @@ def test_a_natural_partition_leaves_most_makers_out(tmp_path):
     path.write_text("".join(lines))
     config = load_config("shakespeare-small", [f"data.path={path}", "federation.clients=4"])
     whole = len(examples_of(config).labels)
-    assert _data_shape(config).examples == whole * 4 // 6
-    assert _data_shape(load_config("shakespeare-small", ["data.max_test_examples=7"])).test_examples == 7
+    assert data_shape(config).examples == whole * 4 // 6
+    assert data_shape(load_config("shakespeare-small", ["data.max_test_examples=7"])).test_examples == 7
 
 
 @pytest.mark.slow

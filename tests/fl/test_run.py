@@ -256,9 +256,9 @@ def test_a_plan_counts_three_times_the_forward_multiplications():
 @pytest.mark.parametrize("name", ["digits"])
 def test_known_shapes_are_those_of_the_loader(name):
     from lowrank_fl.clients import examples_of
-    from lowrank_fl.plan import _SHAPES
+    from lowrank_fl.plan.shapes import SHAPES
 
     examples = examples_of(load_config("quickstart"))
-    shape = _SHAPES[name]
+    shape = SHAPES[name]
     assert examples.input_shape == shape.input_shape
     assert (len(examples.classes), len(examples.labels)) == (shape.classes, shape.examples)
