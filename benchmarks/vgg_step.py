@@ -1,6 +1,6 @@
 """One training step of VGG16, gradients and SGD update: original, FedPara and lowrank of the same size.
 
-The steps are those of a client (`lowrank_fl.training`: channels last, no Jacobian correction), by each way of
+The steps are those of a client (`lowrank_fl.steps`: channels last, no Jacobian correction), by each way of
 `engine.execution` that is asked for; the original is also timed in the contiguous layout, and ratios are against its
 fastest one. The networks take turns, step by step.
 """
@@ -25,7 +25,8 @@ from lowrank_fl.config import Execution, FederationConfig, ModelConfig, Precisio
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.execution.make import make_trainer
 from lowrank_fl.models.build import build_model
-from lowrank_fl.training import SGD, LocalTraining
+from lowrank_fl.steps import SGD
+from lowrank_fl.training import LocalTraining
 
 LR = 0.01
 WARM_UP = 2

@@ -6,7 +6,7 @@ import torch
 from lowrank_fl.config import ModelConfig
 from lowrank_fl.flops import CountFlops
 from lowrank_fl.models.build import build_model
-from lowrank_fl.training import backward
+from lowrank_fl.steps import backward
 
 
 @pytest.mark.slow

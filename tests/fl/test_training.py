@@ -10,7 +10,8 @@ from lowrank_core import LowrankError, factorize
 from lowrank_fl.drift import Drift
 from lowrank_fl.seeds import derive_seed
 from lowrank_fl.state import transferred
-from lowrank_fl.training import SGD, Trainer, backward
+from lowrank_fl.steps import SGD, backward
+from lowrank_fl.training import Trainer
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

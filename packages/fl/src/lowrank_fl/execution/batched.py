@@ -14,7 +14,8 @@ from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.drift import Drift
 from lowrank_fl.execution.stacking import Named, as_function, check_stackable, stack
 from lowrank_fl.seeds import Purpose, derive_seed
-from lowrank_fl.training import SGD, LocalTraining, Trained, Trainer, correction, in_precision, training_only
+from lowrank_fl.steps import SGD, correction, in_precision, training_only
+from lowrank_fl.training import LocalTraining, Trained, Trainer
 
 
 class BatchedTrainer(Trainer):

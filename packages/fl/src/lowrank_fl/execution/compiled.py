@@ -7,7 +7,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 from lowrank_core import LowrankError
 from lowrank_core.errors import shortened
 from lowrank_fl.data.examples import Examples, Parts
-from lowrank_fl.training import LocalTraining, Trainer, loss_of
+from lowrank_fl.steps import loss_of
+from lowrank_fl.training import LocalTraining, Trainer
 
 
 class CompiledTrainer(Trainer):

@@ -13,8 +13,8 @@ from lowrank_fl.flops import CountFlops
 from lowrank_fl.flower.engines import worker_count
 from lowrank_fl.plan.shapes import DataShape, trained_examples
 from lowrank_fl.state import local_names, personalization_of, trained_names
+from lowrank_fl.steps import backward, training_only
 from lowrank_fl.timing import time_steps, torch_threads
-from lowrank_fl.training import backward, training_only
 
 # No step that takes much longer is timed whole: some seconds of a core.
 _TIMED_FLOPS = 200_000_000_000
