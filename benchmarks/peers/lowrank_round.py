@@ -7,7 +7,7 @@ from lowrank_fl.config import FederationConfig, StrategyConfig
 from lowrank_fl.data.examples import Examples, Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import make_executor
@@ -39,7 +39,7 @@ def main() -> None:
     grid = LocalGrid(cell.clients, executor.execute, shared=executor.shared)
     strategy = make_strategy(StrategyConfig(), config, [name for name, _ in network.named_parameters()])
     arrays = to_record(transferred(network), shared=executor.shared)
-    for trained in train_rounds(strategy, grid, arrays, config, Wire(), rounds=1 + arguments.rounds, seed=0):
+    for trained in Server(strategy, grid, config, Wire(), 0).rounds(arrays, 1 + arguments.rounds):
         clock.mark()
         arrays = trained.arrays
     executor.close()

@@ -22,7 +22,7 @@ from lowrank_fl.flops import Undrawn
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
 from lowrank_fl.flower.remote import resident_of
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess, Workers
@@ -269,7 +269,7 @@ def federate(folder, executor=None, *, method="lora", strategy="fedavg", rounds=
     grid = LocalGrid(clients, executor.execute, shared=executor.shared)
     arrays = to_record(transferred(model), shared=executor.shared)
     made = make_strategy(StrategyConfig(name=strategy), settings, trained_names(model))
-    for trained in train_rounds(made, grid, arrays, settings, Wire(), rounds=rounds, seed=SEED):
+    for trained in Server(made, grid, settings, Wire(), SEED).rounds(arrays, rounds):
         yield {name: array.copy() for name, array in to_arrays(trained.arrays).items()}, trained.clients
 
 

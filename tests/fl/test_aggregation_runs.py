@@ -17,7 +17,7 @@ from lowrank_fl.checkpoint import load_checkpoint
 from lowrank_fl.config import AggregationConfig, CodecConfig, StrategyConfig
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess
@@ -176,9 +176,9 @@ def trained(tmp_path, treat, *, codec="none", kind="one-factor", rounds=5):
     start = to_record(state_of(model), shared=False)
     strategy = make_strategy(StrategyConfig(), local.federation, trained_names(model))
     aggregation = FactorAggregation(AggregationConfig.model_validate({"kind": kind, "gap": True}), model)
-    grid, options = LocalGrid(4, execute, shared=False), {"rounds": rounds, "seed": 5, "aggregation": aggregation}
+    server = Server(strategy, LocalGrid(4, execute, shared=False), local.federation, wire, 5, aggregation=aggregation)
     yield {name: array.copy() for name, array in to_arrays(start).items()}, model
-    for each in train_rounds(strategy, grid, start, local.federation, wire, **options):
+    for each in server.rounds(start, rounds):
         yield each, {name: array.copy() for name, array in to_arrays(each.arrays).items()}
 
 

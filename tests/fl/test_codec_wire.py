@@ -16,7 +16,7 @@ from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
 from lowrank_fl.flower.codecs import codec_mod
 from lowrank_fl.flower.grid import LocalGrid, make_context
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import measure_round, train_rounds
+from lowrank_fl.flower.rounds import Server, measure_round
 from lowrank_fl.flower.screening import screen
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
@@ -332,7 +332,7 @@ def federate(executor, folder, codec, strategy="fedavg", rounds=2):
     made = make_strategy(StrategyConfig(name=strategy), local.federation, trained_names(net))
     initial = to_record(transferred(net), shared=executor.shared)
     found = []
-    for trained in train_rounds(made, grid, initial, local.federation, Wire(codec, SEED), rounds=rounds, seed=5):
+    for trained in Server(made, grid, local.federation, Wire(codec, SEED), 5).rounds(initial, rounds):
         bits = {name: array.tobytes() for name, array in to_arrays(trained.arrays).items()}
         found.append((trained.uplink_bytes, trained.downlink_bytes, trained.train_loss, bits))
     return found
@@ -365,7 +365,7 @@ def test_a_plan_measures_the_bytes_a_round_really_takes(tmp_path, up, down):
     grid = LocalGrid(4, app.execute, shared=False)
     made = make_strategy(StrategyConfig(name="scaffold"), federation, trained_names(net))
     initial = to_record(transferred(net), shared=False)
-    *_, last = train_rounds(made, grid, initial, federation, Wire(codec, SEED), rounds=rounds, seed=5)
+    *_, last = Server(made, grid, federation, Wire(codec, SEED), 5).rounds(initial, rounds)
     assert plan == (last.downlink_bytes, last.uplink_bytes)
 
 

@@ -17,7 +17,7 @@ from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.grid import LocalGrid, make_context
 from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import load_strategy_state, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess
@@ -58,8 +58,8 @@ class Federation:
         return replies
 
     def rounds(self, count=ROUNDS, first=1):
-        settings = {"rounds": count, "seed": 5, "first": first}
-        yield from train_rounds(self.strategy, self.grid, self.start, self.federation, self.wire, **settings)
+        server = Server(self.strategy, self.grid, self.federation, self.wire, 5)
+        yield from server.rounds(self.start, count, first)
 
     def bits(self, trained):
         """Of what a round came to, tests by clients included."""

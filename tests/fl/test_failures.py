@@ -13,7 +13,7 @@ from test_run import Watcher
 from lowrank_fl.config import FailuresConfig, FederationConfig
 from lowrank_fl.failures import simulate
 from lowrank_fl.flower.records import to_arrays
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.run import resume, run
 
 EXAMPLES = [100, 200, 300, 400]
@@ -91,11 +91,10 @@ def test_a_client_that_is_made_to_fail_is_as_one_whose_reply_is_lost(case, tmp_p
         federation = Federation(tmp_path / name, treat, **CASES[case])
         tolerated = 0.0 if simulated_here else 0.7
         told = federation.federation.model_copy(update={"tolerated_failures": tolerated})
-        rounds = train_rounds(
-            federation.strategy, federation.grid, federation.start, told, federation.wire,
-            rounds=ROUNDS, seed=5, examples=[15] * CLIENTS, failures=simulated_here,
-        )  # fmt: skip
-        ran.append(list(rounds))
+        server = Server(
+            federation.strategy, federation.grid, told, federation.wire, 5, [15] * CLIENTS, failures=simulated_here
+        )
+        ran.append(list(server.rounds(federation.start, ROUNDS)))
     made, without = ran
     for one, other in zip(made, without, strict=True):
         assert {n: a.tobytes() for n, a in to_arrays(one.arrays).items()} == {

@@ -17,7 +17,7 @@ from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.importance import IMPORTANCE, SCORES
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess, Workers
@@ -55,7 +55,7 @@ def federate(executor=None, *, clients=1, rounds=ROUNDS, strategy="fedavg", tole
     arrays = to_record(transferred(model), shared=executor.shared)
     executor.set_up(model, examples, parts, LocalTraining(federation, 0.0, SEED, "cpu", 1))
     grid = LocalGrid(clients, executor.execute, shared=executor.shared)
-    for trained in train_rounds(made, grid, arrays, federation, Wire(), rounds=rounds, seed=SEED, ranks=ranks):
+    for trained in Server(made, grid, federation, Wire(), SEED, ranks=ranks).rounds(arrays, rounds):
         yield trained, {name: array.copy() for name, array in to_arrays(trained.arrays).items()}
 
 

@@ -20,7 +20,7 @@ from lowrank_fl.config import StrategyConfig
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record, wire_bytes
-from lowrank_fl.flower.rounds import measure_round, train_rounds
+from lowrank_fl.flower.rounds import Server, measure_round
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess, Workers
@@ -125,7 +125,7 @@ def run(executor, strategy="fedavg", order=None, rounds=3, **federation):
     initial = to_record(transferred(model), shared=executor.shared)
     results = []
     made = make_strategy(StrategyConfig(name=strategy), local.federation, list(transferred(model)))
-    for trained in train_rounds(made, grid, initial, local.federation, Wire(), rounds=rounds, seed=5):
+    for trained in Server(made, grid, local.federation, Wire(), 5).rounds(initial, rounds):
         results.append(
             (
                 trained.clients,
@@ -169,7 +169,7 @@ def test_fedavg_is_the_mean_weighted_by_examples():
     captured = []
     grid_send = grid.send_and_receive
     grid.send_and_receive = lambda messages, **_: captured.extend(grid_send(messages)) or captured
-    (trained,) = train_rounds(made, grid, initial, local.federation, Wire(), rounds=1, seed=5)
+    (trained,) = Server(made, grid, local.federation, Wire(), 5).rounds(initial, 1)
     one, two = (to_arrays(reply.content.array_records["arrays"]) for reply in captured)
     for name, array in to_arrays(trained.arrays).items():
         np.testing.assert_allclose(array, 0.25 * one[name] + 0.75 * two[name], rtol=1e-6, atol=1e-7)

@@ -15,7 +15,7 @@ from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import map_slots, to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess, Workers
@@ -110,7 +110,7 @@ def federate(kind, folder, executor=None, *, strategy="fedavg", rounds=2, client
     made = make_strategy(StrategyConfig(name=strategy), settings, trained_names(model, how.personalization))
     results = []
     wire = Wire()
-    for trained in train_rounds(made, grid, arrays, settings, wire, rounds=rounds, seed=SEED):
+    for trained in Server(made, grid, settings, wire, SEED).rounds(arrays, rounds):
         found = evaluate_by_clients(made, grid, trained.arrays, settings, wire, trained.number)
         shared = {name: array.copy() for name, array in to_arrays(trained.arrays).items()}
         results.append((shared, found.client_accuracies, found.loss, trained.clients))

@@ -18,7 +18,7 @@ from lowrank_fl.config import FederationConfig, PrivacyConfig, RunConfig, Strate
 from lowrank_fl.data.examples import Parts
 from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_private, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess
@@ -42,7 +42,7 @@ def one_round(privacy, sampled=4, sizes=(15, 15, 15, 15)):
     start = to_record(transferred(model), shared=False)
     strategy = make_private(make_strategy(StrategyConfig(), local.federation, []), privacy, sampled, 3)
     wire = Wire(seed=7)
-    [trained] = train_rounds(strategy, grid, start, local.federation, wire, rounds=1, seed=5, privacy=privacy)
+    [trained] = Server(strategy, grid, local.federation, wire, 5, privacy=privacy).rounds(start, 1)
     return flat(start), flat(trained.arrays), trained, strategy
 
 
@@ -68,7 +68,7 @@ def test_without_noise_and_with_a_huge_norm_it_is_the_mean_that_counts_every_cli
     federation = FederationConfig(clients=4, clients_per_round=4, lr=0.05)
     start = to_record(transferred(model), shared=False)
     strategy = make_strategy(StrategyConfig(), federation, [])
-    [plain] = train_rounds(strategy, LocalGrid(4, execute, shared=False), start, federation, Wire(), rounds=1, seed=5)
+    [plain] = Server(strategy, LocalGrid(4, execute, shared=False), federation, Wire(), 5).rounds(start, 1)
     huge = PrivacyConfig(noise_multiplier=0, clipping_norm=1e6, clipping=clipping, side=side)
     _, found, trained, _ = one_round(huge, sizes=sizes)
     np.testing.assert_allclose(found, np.mean(alone, axis=0), atol=1e-6)

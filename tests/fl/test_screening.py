@@ -11,7 +11,7 @@ from lowrank_fl.config import CodecConfig, FederationConfig, StrategyConfig
 from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.grid import LocalGrid, client_of
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.load import load_config
@@ -52,9 +52,7 @@ def one_round(*hostile: int, change, config=None, tolerated=0.5, codec=None):
     grid = grid_of(*hostile, usual=TRAINED, change=change)
     strategy = make_strategy(config or StrategyConfig(), federation(tolerated), ["w"])
     start = to_record({"w": np.ones(SHAPE, np.float32)}, shared=False)
-    (trained,) = train_rounds(
-        strategy, grid, start, federation(tolerated), Wire(codec), rounds=1, seed=0, examples=[5] * 4
-    )
+    (trained,) = Server(strategy, grid, federation(tolerated), Wire(codec), 0, [5] * 4).rounds(start, 1)
     return trained
 
 
@@ -105,7 +103,7 @@ def test_an_encoded_reply_with_an_absurd_shape_drops_its_client(up):
     strategy = make_strategy(StrategyConfig(), good, ["w"])
     start = to_record({"w": np.ones(SHAPE, np.float32)}, shared=False)
     with pytest.raises(LowrankError, match=r"no client can be used in round 1; client 0: its reply does not decode"):
-        list(train_rounds(strategy, grid, start, good, Wire(CodecConfig(up=up)), rounds=1, seed=0))
+        list(Server(strategy, grid, good, Wire(CodecConfig(up=up)), 0).rounds(start, 1))
 
 
 def test_a_dropped_reply_counts_by_what_came():

@@ -25,7 +25,7 @@ from lowrank_fl.flower.grid import LocalGrid
 from lowrank_fl.flower.held_weights import HeldWeights
 from lowrank_fl.flower.instructions import Instructions
 from lowrank_fl.flower.records import to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import make_strategy
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.flower.workers import InProcess, Workers
@@ -210,7 +210,7 @@ def federate(
     arrays = to_record(transferred(model), shared=executor.shared)
     trials |= {"examples": [len(rows) for rows in parts.train]}
     made = make_strategy(strategy or StrategyConfig(), federation, trained_names(model))
-    for trained in train_rounds(made, grid, arrays, federation, Wire(base=base), rounds=rounds, seed=SEED, **trials):
+    for trained in Server(made, grid, federation, Wire(base=base), SEED, **trials).rounds(arrays, rounds):
         yield base.whole(to_arrays(trained.arrays)), trained
 
 

@@ -19,7 +19,7 @@ from lowrank_fl.flower.base_model import BaseModel
 from lowrank_fl.flower.engines import Engine
 from lowrank_fl.flower.evaluation import evaluate_by_clients
 from lowrank_fl.flower.records import ArrayRecord, to_arrays, to_record
-from lowrank_fl.flower.rounds import train_rounds
+from lowrank_fl.flower.rounds import Server
 from lowrank_fl.flower.strategies import load_strategy_state, make_private, make_strategy, strategy_state
 from lowrank_fl.flower.wire import Wire
 from lowrank_fl.folder import RunFolder
@@ -150,21 +150,19 @@ class OneRun:
                 self.ranks.load_state(checkpoint.ranks)
             wire.load_state(checkpoint.wire)
             self.arrays = self._merged(arrays)
-        for trained in train_rounds(
+        server = Server(
             strategy,
             grid,
-            arrays,
             federation,
             wire,
-            rounds=config.rounds,
-            seed=config.seed,
-            first=done + 1,
+            config.seed,
             examples=[len(rows) for rows in self.parts.train],
             aggregation=FactorAggregation(config.aggregation, self.model, config.engine.threads),
             ranks=self.ranks,
             privacy=config.privacy,
             failures=config.failures,
-        ):
+        )
+        for trained in server.rounds(arrays, config.rounds, done + 1):
             began = time.perf_counter()
             merged = self._merged(trained.arrays)
             if config.partition.held_out:

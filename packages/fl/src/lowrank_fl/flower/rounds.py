@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -50,84 +50,104 @@ class TrainedRound:
     """What befell clients where failures are simulated."""
 
 
-def train_rounds(
-    strategy: Strategy,
-    grid: Grid,
-    arrays: ArrayRecord,
-    federation: FederationConfig,
-    wire: Wire,
-    *,
-    rounds: int,
-    seed: int,
-    first: int = 1,
-    examples: Sequence[int] | None = None,
-    aggregation: FactorAggregation | None = None,
-    ranks: RankAllocation | None = None,
-    privacy: PrivacyConfig | None = None,
-    failures: FailuresConfig | None = None,
-) -> Iterator[TrainedRound]:
-    """Yield every round from `first` on as it ends; the caller evaluates and keeps what it needs.
+@dataclass
+class Server:
+    """The server's half of a run: Flower's strategy, the messages to clients, and what is done beside the strategy.
 
-    One call of `configure_train`, the grid and `aggregate_train` is a round, as in Flower's own loop. Bytes are what
-    Flower would serialise for the messages to the clients (down) and for their replies (up).
-
+    strategy: which keeps its own state from round to round.
+    wire: how messages are written, which keeps what clients are known to hold.
+    seed: of who is sampled, and of failures.
     examples: how many each client trains on, which is the most that it may weigh; any number if not given.
     aggregation: what is done about factors beside the strategy's step; nothing if not given.
     ranks: of AdaLoRA's layers, which replies bring importances for; they stay if not given.
-    privacy: that of the strategy (`make_private`); none if not given.
+    privacy: that of the strategy (`make_private`).
     failures: the clients that are made to fail, for which `examples` is needed; none if not given.
-
-    Raises:
-        LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows, or all are, or
-            the strategy makes a model of them whose numbers are not all finite.
     """
-    for number in range(first, rounds + 1):
+
+    strategy: Strategy
+    grid: Grid
+    federation: FederationConfig
+    wire: Wire
+    seed: int
+    examples: Sequence[int] | None = None
+    aggregation: FactorAggregation | None = None
+    ranks: RankAllocation | None = None
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    failures: FailuresConfig | None = None
+
+    def rounds(self, arrays: ArrayRecord, last: int, first: int = 1) -> Iterator[TrainedRound]:
+        """Yield every round from `first` to `last` as it ends; the caller evaluates and keeps what it needs.
+
+        Raises:
+            LowrankError: more replies of a round are unusable than `federation.tolerated_failures` allows, or all are,
+                or the strategy makes a model of them whose numbers are not all finite.
+        """
+        for number in range(first, last + 1):
+            trained = self._round(number, arrays)
+            arrays = trained.arrays
+            yield trained
+
+    def _round(self, number: int, arrays: ArrayRecord) -> TrainedRound:
+        """One call of `configure_train`, the grid and `aggregate_train`, as in Flower's own loop.
+
+        Bytes are what Flower would serialise for the messages to the clients (down) and for their replies (up).
+        """
         began = time.perf_counter()
-        config = ConfigRecord({"lr": federation.lr_in(number), **_turn(aggregation, number)})
-        returned = aggregation.returned(number) if aggregation else None
+        config = ConfigRecord({"lr": self.federation.lr_in(number), **_turn(self.aggregation, number)})
+        returned = self.aggregation.returned(number) if self.aggregation else None
         # Flower's strategies sample with Python's global generator.
-        random.seed(derive_seed(seed, "sampling", number))
-        messages = list(strategy.configure_train(number, arrays, config, grid))
+        random.seed(derive_seed(self.seed, "sampling", number))
+        messages = list(self.strategy.configure_train(number, arrays, config, self.grid))
         clients = sorted(client_of(message.metadata.dst_node_id) for message in messages)
-        simulated = simulate(failures, federation, examples or (), seed, number, clients) if failures else None
+        simulated = None
+        if self.failures:
+            simulated = simulate(self.failures, self.federation, self.examples or (), self.seed, number, clients)
         missing = simulated.missing if simulated else {}
-        exchange = wire.exchange(grid, messages, returned, missing)
-        directions = sum(ranks.ranks(to_arrays(arrays)).values()) if ranks else None
-        fault = training_fault(examples, returned, directions, reported(privacy or PrivacyConfig()))
+        exchange = self.wire.exchange(self.grid, messages, returned, missing)
+        directions = sum(self.ranks.ranks(to_arrays(arrays)).values()) if self.ranks else None
+        fault = training_fault(self.examples, returned, directions, reported(self.privacy))
         sound, dropped = screen(exchange.replies, exchange.messages, fault)
         dropped = {client: reason for client, reason in dropped.items() if client not in missing}
         asked = len(messages) - len(missing)
-        check_dropped(dropped, asked, federation.tolerated_failures, f"be used in round {number}")
+        check_dropped(dropped, asked, self.federation.tolerated_failures, f"be used in round {number}")
         loss, found = None, Found()
         if sound:
-            if ranks:
-                ranks.take([(_examples(reply), take_importance(reply)) for reply in sound])
-            if aggregation:
-                found = aggregation.combine(to_arrays(arrays), [_trained(reply) for reply in sound])
-            with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at below
-                aggregated, metrics = strategy.aggregate_train(number, sound)
-                assert aggregated is not None
-                assert metrics is not None
-                arrays = _as_before({**to_arrays(arrays), **to_arrays(aggregated), **found.refitted}, arrays)
-            loss = metrics["loss"]
-            assert isinstance(loss, float)
-        elif wire.base:
-            arrays = to_record(wire.base.unmoved(to_arrays(arrays)), shared=True)
+            arrays, loss, found = self._aggregate(number, arrays, sound)
+        elif self.wire.base:
+            arrays = to_record(self.wire.base.unmoved(to_arrays(arrays)), shared=True)
         if not finite(to_arrays(arrays)):
             raise LowrankError(
                 f"the server's step in round {number} leaves numbers that are not finite, though every reply's are; "
                 "lower strategy.server_lr or federation.lr"
             )
-        wire.accept(number, sound)
-        if wire.base:
-            wire.base.follow(to_arrays(arrays))
-        if ranks:
-            arrays = to_record(ranks.drop(number, to_arrays(arrays)), shared=True)
+        self.wire.accept(number, sound)
+        if self.wire.base:
+            self.wire.base.follow(to_arrays(arrays))
+        if self.ranks:
+            arrays = to_record(self.ranks.drop(number, to_arrays(arrays)), shared=True)
         seconds = time.perf_counter() - began
         up, down = exchange.uplink_bytes, exchange.downlink_bytes
-        left = ranks.ranks(to_arrays(arrays)) if ranks else {}
+        left = self.ranks.ranks(to_arrays(arrays)) if self.ranks else {}
         dropped |= missing
-        yield TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found, left, simulated)
+        return TrainedRound(number, arrays, loss, clients, up, down, seconds, dropped, found, left, simulated)
+
+    def _aggregate(
+        self, number: int, arrays: ArrayRecord, sound: Sequence[Message]
+    ) -> tuple[ArrayRecord, float, Found]:
+        """The model that the strategy makes of sound replies, their mean loss, and what was found about factors."""
+        if self.ranks:
+            self.ranks.take([(_examples(reply), take_importance(reply)) for reply in sound])
+        found = Found()
+        if self.aggregation:
+            found = self.aggregation.combine(to_arrays(arrays), [_trained(reply) for reply in sound])
+        with np.errstate(over="ignore", invalid="ignore"):  # what it leaves is looked at afterwards
+            aggregated, metrics = self.strategy.aggregate_train(number, sound)
+            assert aggregated is not None
+            assert metrics is not None
+            arrays = _as_before({**to_arrays(arrays), **to_arrays(aggregated), **found.refitted}, arrays)
+        loss = metrics["loss"]
+        assert isinstance(loss, float)
+        return arrays, loss, found
 
 
 def _turn(aggregation: FactorAggregation | None, number: int) -> dict[str, int]:
