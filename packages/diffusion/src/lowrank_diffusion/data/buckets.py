@@ -12,9 +12,7 @@ def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
     Of the shapes within `max_aspect` those that fit into no other, and always the square.
 
     Raises:
-    ------
-    UsageError
-        When not even a square of one step fits.
+        UsageError: not even a square of one step fits.
     """
     if step > resolution:
         raise UsageError(

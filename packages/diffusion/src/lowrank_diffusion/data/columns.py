@@ -14,9 +14,7 @@ def image_column(columns: Columns, key: str | None) -> str:
     """The column of pictures: `key`, or the one column of type Image.
 
     Raises:
-    ------
-    UsageError
-        When `key` is no column, or no or several columns are of type Image.
+        UsageError: `key` is no column, or no or several columns are of type Image.
     """
     if key is not None:
         return _existing(columns, key, "data.image_key")
@@ -35,9 +33,7 @@ def caption_column(columns: Columns, key: str | None) -> str | None:
     None where no column holds text, so that `data.caption` may stand for it.
 
     Raises:
-    ------
-    UsageError
-        When `key` is no column of text, or several columns could be meant.
+        UsageError: `key` is no column of text, or several columns could be meant.
     """
     if key is not None:
         kind = columns[_existing(columns, key, "data.caption_key")]

@@ -34,11 +34,8 @@ def folder_pictures(folder: Path, files: Sequence[Path], data: DataConfig, note:
     a licence; metadata about a missing picture is an error.
 
     Raises:
-    ------
-    UsageError
-        When keys are given that a folder has not, or several columns could hold captions.
-    LowrankError
-        When a metadata or text file cannot be read, or metadata names a picture that is not there.
+        UsageError: keys are given that a folder has not, or several columns could hold captions.
+        LowrankError: a metadata or text file cannot be read, or metadata names a picture that is not there.
     """
     masks = {file.with_name(file.name.removesuffix(_MASK)): file for file in files if file.name.endswith(_MASK)}
     pictures = [file for file in files if file.suffix.lower() in PICTURE_ENDINGS and not file.name.endswith(_MASK)]

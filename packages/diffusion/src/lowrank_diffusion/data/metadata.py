@@ -23,11 +23,8 @@ def metadata_captions(folder: Path, file: Path, pictures: set[Path], key: str | 
         key: The column of captions, found by its name or type where not given.
 
     Raises:
-    ------
-    UsageError
-        When `key` is no column, or several could be meant.
-    LowrankError
-        When the file cannot be read, a row names no file, or the file named is no picture there.
+        UsageError: `key` is no column, or several could be meant.
+        LowrankError: the file cannot be read, a row names no file, or the file named is no picture there.
     """
     rows = _rows(folder / file)
     named: list[Path] = []

@@ -17,9 +17,7 @@ def colour_of(background: str) -> Colour:
     """`data.background` as red, green and blue from 0 to 255.
 
     Raises:
-    ------
-    UsageError
-        When it is no colour, or one that is transparent itself.
+        UsageError: it is no colour, or one that is transparent itself.
     """
     try:
         colour = ImageColor.getrgb(background)
@@ -38,9 +36,7 @@ def rgb_of(picture: Picture, background: Colour) -> Image.Image:
     16-bit grey keeps its upper 8 bits; of an animation the first frame is taken.
 
     Raises:
-    ------
-    LowrankError
-        Naming the picture when it cannot be decoded, or has more pixels than Pillow allows.
+        LowrankError: the picture, which it names, cannot be decoded or has more pixels than Pillow allows.
     """
     try:
         with picture.open() as image:
@@ -81,9 +77,7 @@ def check_pictures(
             Otherwise headers alone are read.
 
     Raises:
-    ------
-    LowrankError
-        When more are broken, or no picture is left.
+        LowrankError: more are broken, or no picture is left.
     """
 
     def look(picture: Picture) -> Size | str:

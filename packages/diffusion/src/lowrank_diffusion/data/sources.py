@@ -24,11 +24,8 @@ def find_pictures(data: DataConfig, seed: int, note: Note) -> list[Picture]:
     is opened.
 
     Raises:
-    ------
-    UsageError
-        When no columns, or several, could be meant.
-    LowrankError
-        When there is nothing to read, or captions are missing.
+        UsageError: no columns, or several, could be meant.
+        LowrankError: there is nothing to read, or captions are missing.
     """
     pictures = _captioned(_found(data, note), data)
     if data.max_images is not None and data.max_images < len(pictures):

@@ -39,11 +39,8 @@ def table_pictures(where: str, data: DataConfig, note: Note, hub: bool = False) 
         hub: Whether `where` is a hub id.
 
     Raises:
-    ------
-    UsageError
-        When no columns, or several, could be meant.
-    LowrankError
-        When nothing can be read or downloaded, or there is no split to train on.
+        UsageError: no columns, or several, could be meant.
+        LowrankError: nothing can be read or downloaded, or there is no split to train on.
     """
     splits = _load(where, data.path, note, hub)
     split = "train" if "train" in splits else next(iter(splits))

@@ -110,9 +110,7 @@ def pixels_of(picture: Picture, view: View, background: Colour) -> Tensor:
     """Float32 `(3, height, width)` from -1 to 1, resized by Lanczos's filter.
 
     Raises:
-    ------
-    LowrankError
-        Naming the picture when it cannot be read, or has another size than when the run began.
+        LowrankError: the picture, which it names, cannot be read or has another size than when the run began.
     """
     image = rgb_of(picture, background)
     if (image.height, image.width) != view.original:

@@ -22,9 +22,7 @@ def download(name: str, url: str, folder: Path) -> Iterator[None]:
     """Say what is downloaded and from where, then let the body do it.
 
     Raises:
-    ------
-    LowrankError
-        When the body fails as downloads fail: no network, a full disk, a wrong checksum.
+        LowrankError: the body fails as downloads fail: no network, a full disk, a wrong checksum.
     """
     logger.info("Downloading %s from %s into %s", name, url, folder)
     try:

@@ -31,9 +31,7 @@ def load_cifar(data: DataConfig, seed: int) -> Examples:
     """Pixels `(n, 3, 32, 32)`: 50,000 for training and 10,000 for testing, of 10 or 100 classes.
 
     Raises:
-    ------
-    LowrankError
-        When the download fails, or the archive is not the published one.
+        LowrankError: the download fails, or the archive is not the published one.
     """
     # torchvision takes seconds to import.
     from torchvision.datasets import CIFAR10, CIFAR100
@@ -62,9 +60,7 @@ def read_archive(path: Path, checksums: dict[str, str]) -> dict[str, Any]:
     """The unpickled members of a `.tar.gz` archive, by name; `checksums` holds each wanted member's MD5.
 
     Raises:
-    ------
-    LowrankError
-        When a member is missing, has another checksum, or holds more than plain data.
+        LowrankError: a member is missing, has another checksum, or holds more than plain data.
     """
     members = {}
     with tarfile.open(path) as archive:

@@ -12,9 +12,7 @@ def image_column(features: Any, key: str | None) -> str:
     """The column of pictures: `key`, or the one column of type Image.
 
     Raises:
-    ------
-    UsageError
-        When `key` is no column, or no or several columns are of type Image.
+        UsageError: `key` is no column, or no or several columns are of type Image.
     """
     if key is not None:
         return _existing(features, key, "data.image_key")
@@ -31,9 +29,7 @@ def text_column(features: Any, key: str) -> str:
     """The column of texts, `key`.
 
     Raises:
-    ------
-    UsageError
-        When `key` is no column, or none of texts.
+        UsageError: `key` is no column, or none of texts.
     """
     kind = str(getattr(features[_existing(features, key, "data.text_key")], "dtype", ""))
     if not kind.endswith("string"):
@@ -47,10 +43,7 @@ def label_column(features: Any, key: str | None, name: str) -> str:
     `name` is the data set's; where it says which of several labels is meant, that one is taken.
 
     Raises:
-    ------
-    UsageError
-        When `key` is no column of class names or whole numbers, or no or several columns are of
-        type ClassLabel.
+        UsageError: `key` is no column of class names or whole numbers, or no or several columns are of type ClassLabel.
     """
     if key is not None:
         feature = features[_existing(features, key, "data.label_key")]
@@ -75,9 +68,7 @@ def maker_column(features: Any, key: str | None) -> str:
     """The column that says who made an example, for a natural partition.
 
     Raises:
-    ------
-    UsageError
-        When `key` is not given or is no column.
+        UsageError: `key` is not given or is no column.
     """
     if key is None:
         raise UsageError(

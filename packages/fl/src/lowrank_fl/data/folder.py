@@ -32,11 +32,8 @@ def load_folder(data: DataConfig, partition: PartitionConfig, seed: int) -> Exam
     that occur in training. With `data.text_key` the inputs are the tokens of texts, `(n, tokens)`.
 
     Raises:
-    ------
-    UsageError
-        When no columns, or several, could be meant.
-    LowrankError
-        When there is nothing to read, a split is empty, or a picture is broken.
+        UsageError: no columns, or several, could be meant.
+        LowrankError: there is nothing to read, a split is empty, or a picture is broken.
     """
     assert data.path is not None, "load_examples comes here with a path"
     splits = _read(data.path)

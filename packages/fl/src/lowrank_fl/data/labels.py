@@ -18,9 +18,7 @@ def number_classes(
     Example: `number_classes([7, 3, 7], [3], None)` is `[1, 0, 1], [0], ("3", "7")`.
 
     Raises:
-    ------
-    LowrankError
-        When a row has no label, or a test label never occurs in training.
+        LowrankError: a row has no label, or a test label never occurs in training.
     """
     for split, labels in (("train", train), ("test", test)):
         for row, label in enumerate(labels):

@@ -20,12 +20,9 @@ def load_examples(data: DataConfig, partition: PartitionConfig, seed: int) -> Ex
     asked for one thing: the column of a natural partition, which becomes `Examples.groups`.
 
     Raises:
-    ------
-    UsageError
-        For an unknown name, a source that needs `data.path`, or a column that is not there.
-    LowrankError
-        For a source that cannot be had or read: no such folder, an empty split, a broken
-        picture, a failed download.
+        UsageError: For an unknown name, a source that needs `data.path`, or a column that is not there.
+        LowrankError: For a source that cannot be had or read: no such folder, an empty split, a broken picture, a
+            failed download.
     """
     if data.name == "shakespeare":
         from lowrank_fl.data.shakespeare import load_shakespeare

@@ -18,9 +18,7 @@ def load_mnist(data: DataConfig, seed: int) -> Examples:
     https://arxiv.org/abs/1702.05373
 
     Raises:
-    ------
-    LowrankError
-        When the download fails.
+        LowrankError: the download fails.
     """
     # torchvision takes seconds to import.
     from torchvision.datasets import EMNIST, MNIST

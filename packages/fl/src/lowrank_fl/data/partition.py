@@ -28,11 +28,8 @@ def partition_examples(examples: Examples, partition: PartitionConfig, clients: 
     The result depends on the arguments alone and leaves the global random generators as they were.
 
     Raises:
-    ------
-    UsageError
-        When a natural partition has no makers, or a client should hold more classes than there are.
-    LowrankError
-        When there are too few examples or makers, or a client would have no example.
+        UsageError: a natural partition has no makers, or a client should hold more classes than there are.
+        LowrankError: there are too few examples or makers, or a client would have no example.
     """
     if partition.kind == "natural":
         return _natural(examples, clients, seed)

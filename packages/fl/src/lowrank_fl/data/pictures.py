@@ -46,9 +46,7 @@ class PictureRows:
         """The picture, upright; of most formats only the header is read.
 
         Raises:
-        ------
-        LowrankError
-            Naming the row, when this is no picture that Pillow reads.
+            LowrankError: this row, which it names, is no picture that Pillow reads.
         """
         try:
             if picture is None:
@@ -76,9 +74,7 @@ def decode_splits(splits: Sequence[PictureRows]) -> list[np.ndarray]:
     8 bits.
 
     Raises:
-    ------
-    LowrankError
-        Naming the first row that cannot be decoded.
+        LowrankError: a row cannot be decoded, of which it names the first.
     """
     shape = _shape(splits[0].open(0, splits[0].batch(0)[0]))
     try:

@@ -35,11 +35,8 @@ def load_shakespeare(data: DataConfig, partition: PartitionConfig, seed: int) ->
     Reference: Caldas et al., LEAF, 2018, https://arxiv.org/abs/1812.01097
 
     Raises:
-    ------
-    UsageError
-        Without `data.path`, or for another `partition.id_column`.
-    LowrankError
-        When the file is missing, is not JSON lines of play, role and text, or has no role long enough.
+        UsageError: Without `data.path`, or for another `partition.id_column`.
+        LowrankError: the file is missing, is not JSON lines of play, role and text, or has no role long enough.
     """
     column = partition.id_column or "role"
     if column not in ("role", "play"):
