@@ -16,6 +16,7 @@ from lowrank_fl.config.federation import (
     PersonalizationConfig,
     StrategyConfig,
 )
+from lowrank_fl.config.fits_execution import execution_fault
 from lowrank_fl.config.fits_federation import aggregation_fits, enough_clients, personalization_fits, plain_steps
 from lowrank_fl.config.fits_model import adapter_fits, ranks_fit, update_fits
 from lowrank_fl.config.fits_privacy import privacy_holds
@@ -83,10 +84,7 @@ class RunConfig(Section):
         for check in (personalization_fits, adapter_fits, update_fits, ranks_fit, aggregation_fits, privacy_holds):
             check(self)
         plain_steps(self)
-        # Where configurations alone are read, nothing else of the package is.
-        from lowrank_fl.execution.fits import fault
-
-        found = fault(self, self.engine.execution)
+        found = execution_fault(self, self.engine.execution)
         if found:
             raise ValueError(found)
         enough_clients(self)

@@ -15,8 +15,8 @@ from lowrank_core import LowrankError
 from lowrank_core.errors import shortened
 from lowrank_core.parsing import parse_json, record_of
 from lowrank_fl.config import Execution, RunConfig
+from lowrank_fl.config.fits_execution import execution_fault
 from lowrank_fl.data.examples import Examples, Parts
-from lowrank_fl.execution.fits import fault
 from lowrank_fl.execution.groups import grouped
 from lowrank_fl.execution.make import make_trainer
 from lowrank_fl.folder import write_whole
@@ -60,7 +60,7 @@ def settle(
                 "the run may differ in its last bits"
             ) from None
     # Compiling takes a minute in every process, which many runs never win back.
-    ways = [way for way in get_args(Execution) if way != "compiled" and fault(config, way) is None]
+    ways = [way for way in get_args(Execution) if way != "compiled" and execution_fault(config, way) is None]
     seconds, left_out = time_ways(ways, model, examples, parts, how)
     chosen: Execution = min(seconds, key=seconds.__getitem__) if seconds else "sequential"
     note(f"engine.execution auto: {described(chosen, seconds, left_out)}")

@@ -1,12 +1,12 @@
-"""Which ways of training clients go with a configuration. No torch here: configurations are read without it."""
+"""Which ways of training clients go with which other keys."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowrank_fl.config import RunConfig
+    from lowrank_fl.config.run import RunConfig
 
 
-def fault(config: "RunConfig", way: str) -> str | None:
+def execution_fault(config: "RunConfig", way: str) -> str | None:
     """Why `engine.execution` cannot be that for this run; None where it can."""
     if way == "graphs" and not config.device.startswith("cuda"):
         return (
