@@ -37,8 +37,9 @@ def test_this_machine_alone_may_open_the_page(serve, tmp_path):
 
 
 def test_others_may_open_it_after_a_warning(serve):
-    warning, names, _ = serve("0.0.0.0")
+    warning, names, (address, _) = serve("0.0.0.0")
     assert names == ["*"]
+    assert re.fullmatch(rf"http://{re.escape(socket.gethostname())}:\d+", address)
     assert warning == "0.0.0.0 is more than this machine: anybody who reaches it can draw here and see every picture"
 
 

@@ -54,12 +54,15 @@ def serve(
         if ":" in host:
             # Only numbers have colons, and starlette cuts a site's name at its first one.
             names.append("[")
-        if not ipaddress.ip_address(address).is_loopback:
+        listened = ipaddress.ip_address(address)
+        if not listened.is_loopback:
             names = ["*"]
             note(f"{host} is more than this machine: anybody who reaches it can draw here and see every picture")
         studio = Studio(means, request, note, once=False)
         desk = Desk(studio, request, out, note)
         named = f"[{host}]" if ":" in host else host
+        if listened.is_unspecified:  # all of this machine's addresses, none of which a browser could go to by that name
+            named = socket.gethostname()
         run(desk, listener, names, lambda: ready(f"http://{named}:{free_port}", out))
 
 
