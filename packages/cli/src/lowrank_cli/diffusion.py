@@ -3,7 +3,6 @@
 # Click's generics leave Typer's options partly unknown.
 # pyright: reportUnknownMemberType=false
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -250,15 +249,7 @@ def extract(
 @app.command(cls=SectionedCommand, epilog="Example: lowrank diffusion presets")
 def presets(as_json: Json = False) -> None:
     """List the presets that `lowrank diffusion train` knows."""
+    from lowrank_cli.presets import show_presets
     from lowrank_diffusion.presets import presets as find
 
-    found = find()
-    if as_json:
-        typer.echo(json.dumps({"presets": [{"name": name, "description": line} for name, line in found.items()]}))
-        return
-    from lowrank_cli.tables import make_table, stdout
-
-    table = make_table(["preset", "what it trains"], left=2)
-    for name, line in found.items():
-        table.add_row(name, line)
-    stdout().print(table)
+    show_presets(find(), "what it trains", as_json=as_json)

@@ -3,7 +3,6 @@
 # Click's generics leave Typer's options partly unknown.
 # pyright: reportUnknownMemberType=false
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -104,18 +103,10 @@ def run(
 @app.command(cls=SectionedCommand, epilog="Example: lowrank fl presets")
 def presets(as_json: Json = False) -> None:
     """List the presets that `lowrank fl run` knows."""
+    from lowrank_cli.presets import show_presets
     from lowrank_fl.presets import presets as find
 
-    found = find()
-    if as_json:
-        typer.echo(json.dumps({"presets": [{"name": name, "description": line} for name, line in found.items()]}))
-        return
-    from lowrank_cli.tables import make_table, stdout
-
-    table = make_table(["preset", "what it runs"], left=2)
-    for name, line in found.items():
-        table.add_row(name, line)
-    stdout().print(table)
+    show_presets(find(), "what it runs", as_json=as_json)
 
 
 @app.command(cls=SectionedCommand, epilog="Example: lowrank fl report runs --out comparison.html")

@@ -1,17 +1,17 @@
 """What is shown on stderr while a command works."""
 
 import logging
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
+from lowrank_cli.live import Bar, live_console
 from lowrank_fl.reporting.text import label_of, three_digits
 from lowrank_fl.results import Observer, RoundRow, RunStart, RunSummary
 
@@ -22,11 +22,20 @@ def watch(*, quiet: bool) -> Generator[Observer]:
     if quiet:
         yield _Silent()
         return
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    # isatty too, because rich takes FORCE_COLOR for a terminal.
-    live = console.is_interactive and sys.stderr.isatty()
-    with _Live(console) if live else _Lines() as observer, _logged_by(observer):
-        yield observer
+    console = live_console()
+    if console is None:
+        lines = _Lines()
+        with _logged_by(lines):
+            yield lines
+        return
+    with _bar(console) as bar:
+        live = _Live(bar)
+        with _logged_by(live):
+            yield live
+
+
+def _bar(console: Console) -> Bar:
+    return Bar(console, "loading libraries and data", _Remaining(Column(no_wrap=True)), until=None)
 
 
 class _Silent:
@@ -45,11 +54,6 @@ class _Lines(_Silent):
     def __init__(self) -> None:
         self._noted: set[str] = set()
         self._title = ""
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
     def note(self, text: str) -> None:
         # The runs of a sweep mostly have the same to say.
@@ -77,34 +81,18 @@ class _Lines(_Silent):
 
 
 class _Live(_Lines):
-    """A bar of rounds that is gone when the work is done; notes stay above it."""
+    """A bar of rounds, with the notes above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, bar: Bar) -> None:
         super().__init__()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[quality]}"),
-            _Remaining(Column(no_wrap=True)),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("loading libraries and data", total=None, quality="", until=None)
+        self._bar = bar
         self._rounds = self._sent = 0
         self._seconds = 0.0
-
-    def __enter__(self) -> "_Live":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
     def run_started(self, start: RunStart) -> None:
         super().run_started(start)
         self._rounds, self._sent, self._seconds = start.rounds, 0, 0.0
-        self._progress.reset(self._task, total=start.rounds, description=self._title, quality="", until=None)
+        self._bar.begin(self._title, start.rounds, until=None)
 
     def round_ended(self, row: RoundRow) -> None:
         self._sent += row.total_bytes
@@ -115,10 +103,10 @@ class _Live(_Lines):
         private = "" if row.epsilon is None else f"  ε {three_digits(row.epsilon)}"
         sent = f"{three_digits(self._sent / 1e6)} MB"
         quality = f"round {row.round}/{self._rounds}  {row.accuracy:.1%}{worst}{private}  {sent}"
-        self._progress.update(self._task, completed=row.round, quality=quality, until=until)
+        self._bar.update(completed=row.round, quality=quality, until=until)
 
     def _print(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._bar.print(text)
 
 
 class _Remaining(ProgressColumn):

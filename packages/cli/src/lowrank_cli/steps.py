@@ -1,15 +1,13 @@
 """What is shown on stderr while an adapter is trained."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from lowrank_cli.live import Bar, live_console
 from lowrank_diffusion.results import Observer, RunStart, RunSummary, Silent, StepRow
 
 _RECENT = 20
@@ -22,13 +20,12 @@ def watch_steps(*, quiet: bool) -> Generator[Observer]:
     if quiet:
         yield Silent()
         return
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    # isatty too, because rich takes FORCE_COLOR for a terminal.
-    if console.is_interactive and sys.stderr.isatty():
-        with _Live(console) as live:
-            yield live
-    else:
+    console = live_console()
+    if console is None:
         yield _Lines()
+        return
+    with Bar(console, "loading libraries, data and base") as bar:
+        yield _Live(bar)
 
 
 class _Lines(Silent):
@@ -70,48 +67,33 @@ class _Lines(Silent):
 
 
 class _Live(_Lines):
-    """A bar of steps that is gone when the work is done; notes stay above it."""
+    """A bar of steps, with the notes above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, bar: Bar) -> None:
         super().__init__()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[quality]}"),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("loading libraries, data and base", total=None, quality="")
+        self._bar = bar
         self._began = 0.0
 
-    def __enter__(self) -> "_Live":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
     def stage(self, text: str, done: int, total: int) -> None:
-        self._progress.update(self._task, description=text, completed=done, total=total, quality=f"{done}/{total}")
+        self._bar.update(description=text, completed=done, total=total, quality=f"{done}/{total}")
 
     def run_started(self, start: RunStart) -> None:
         super().run_started(start)
         self._began = time.monotonic()
-        self._progress.reset(self._task, total=start.steps, completed=start.done, description=start.name, quality="")
+        self._bar.begin(start.name, start.steps, start.done)
 
     def step_ended(self, row: StepRow) -> None:
         self._add(row)
         a_step = (time.monotonic() - self._began) / (row.step - self._done)
         left = max(0, round(a_step * (self._steps - row.step)))
         quality = f"step {row.step}/{self._steps}  {self._quality(row)}  {_clock(left)} left"
-        self._progress.update(self._task, completed=row.step, quality=quality)
+        self._bar.update(completed=row.step, quality=quality)
 
     def run_ended(self, summary: RunSummary) -> None:
-        self._progress.update(self._task, quality="writing files")
+        self._bar.update(quality="writing files")
 
     def _print(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._bar.print(text)
 
 
 def memory(count: int) -> str:
