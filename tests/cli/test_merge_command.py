@@ -11,6 +11,7 @@ from lowrank_core.files import convert, read, write
 from lowrank_core.files.base import base_layers
 from lowrank_core.files.bundle import ModuleAdapter
 from lowrank_core.files.factored import as_file
+from lowrank_core.files.tensors import read_tensors
 from lowrank_diffusion.base_files import base_folder
 
 NAMES = {
@@ -118,6 +119,76 @@ def test_a_known_loha_is_extracted_again(lowrank, folder, tmp_path):
     wanted, found = changes(folder / "loha.safetensors", layers), changes(out, layers)
     for name, change in wanted.items():
         assert float((found[name] - change).norm()) < 1e-3 * float(change.norm())
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """`base` and `tuned` in one file each, as their authors name their tensors."""
+    from ldm_checkpoint import save_ldm
+
+    from lowrank_diffusion.base import load_base
+
+    return {
+        name: save_ldm(load_base(str(folder / name), None, None, torch.float32, print), folder / f"{name}.safetensors")
+        for name in ("base", "tuned")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_whole_models_in_files_give_the_adapter_of_their_folders_to_the_bit(lowrank, folder, files, tmp_path):
+    # transformers 4 saved the first text encoder with a level more.
+    older = [shutil.copytree(folder / name, tmp_path / name) for name in ("base", "tuned")]
+    for model in older:
+        path = model / "text_encoder" / "model.safetensors"
+        save_file({f"text_model.{name}": tensor for name, tensor in load_file(path).items()}, path)
+
+    def extracted(base, tuned):
+        """Tensors, and what is said of them; safetensors itself writes its metadata in any order."""
+        out = tmp_path / "out.safetensors"
+        arguments = ("--rank", "2", "--out", str(out), "--device", "cpu", "--overwrite", "--quiet")
+        outcome = lowrank("diffusion", "extract", str(base), str(tuned), *arguments)
+        assert (outcome.code, outcome.err) == (0, "")
+        return read_tensors(out)
+
+    expected, said = extracted(folder / "base", folder / "tuned")
+    assert {name.split("_")[1] for name in expected} == {"unet", "te1"}
+    for base, tuned, as_said in (
+        (files["base"], files["tuned"], True),
+        (folder / "base", files["tuned"], True),
+        (files["base"], folder / "tuned", True),
+        (files["base"], older[1], True),
+        # The names are the base's.
+        (older[0], files["tuned"], False),
+    ):
+        found, about = extracted(base, tuned)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+        assert (about == said) == as_said
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("without", "sentence"),
+    [
+        ("model.diffusion_model.label_emb.0.0.weight", "lacks a tensor of SDXL, label_emb.0.0.weight; give the file"),
+        (
+            "conditioner.embedders.1.model.text_projection",
+            "of SDXL, conditioner.embedders.1.model.text_projection; give",
+        ),
+        ("model.diffusion_model.input_blocks.3.0.op.weight", "lacks layers that "),
+        ("conditioner.", "lacks SDXL's text_encoder, text_encoder_2; give the file of a whole SDXL"),
+    ],
+)
+def test_a_file_that_lacks_something_is_one_sentence(lowrank, folder, files, tmp_path, without, sentence):
+    broken = tmp_path / "broken.safetensors"
+    save_file({name: t for name, t in load_file(files["tuned"]).items() if not name.startswith(without)}, broken)
+    out = tmp_path / "out.safetensors"
+    outcome = lowrank("diffusion", "extract", str(folder / "base"), str(broken), "--out", str(out), "--device", "cpu")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert sentence in outcome.err
+    assert not out.exists()
 
 
 def test_extraction_as_a_table(lowrank, folder, tmp_path):

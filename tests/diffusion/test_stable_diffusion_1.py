@@ -156,6 +156,7 @@ def test_one_file_is_the_folder_to_the_bit(base, tmp_path):
     from ldm_checkpoint import save_ldm
 
     from lowrank_diffusion.base import load_base
+    from lowrank_diffusion.unpacking import unpacked
 
     folder = load_base(str(base), None, None, torch.float32, pytest.fail)
     path, notes = save_ldm(folder, tmp_path / "m.safetensors", v_pred=torch.empty(0)), []
@@ -165,6 +166,13 @@ def test_one_file_is_the_folder_to_the_bit(base, tmp_path):
         expected, found = (getattr(pipeline, name).state_dict() for pipeline in (folder, file))
         assert found.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    model = unpacked(str(path), "BASE")
+    for part, name in (("unet", "unet"), ("te1", "text_encoder")):
+        expected = getattr(folder, name).state_dict()
+        # Beside what the network has, a file may hold numbers that follow from others.
+        found = {key: tensor for key, tensor in model.networks[part].items() if not key.endswith("position_ids")}
+        assert found.keys() == {key.removeprefix("text_model.") for key in expected}
+        assert all(torch.equal(tensor, found[key.removeprefix("text_model.")]) for key, tensor in expected.items())
     assert type(file.scheduler) is type(folder.scheduler)
     assert file.scheduler.config.prediction_type == "v_prediction"
     with pytest.raises(

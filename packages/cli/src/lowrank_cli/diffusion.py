@@ -227,8 +227,8 @@ def extract(
 ) -> None:
     """Make an adapter of what a fine-tuned model has learned: the difference between two whole models.
 
-    BASE is the model that TUNED was made from, both diffusers folders (or tiny). The table says how much of each
-    layer's change the adapter keeps, worst layers first.
+    BASE is the model that TUNED was made from; either is a diffusers folder, a file with a whole SDXL or Stable
+    Diffusion 1, or tiny. The table says how much of each layer's change the adapter keeps, worst layers first.
     """
     from lowrank_cli.merging import extract_adapter
 

@@ -83,11 +83,16 @@ def extract_adapter(
             "extract takes two models and a place for the adapter; give all three: "
             "extract BASE TUNED --out ADAPTER.safetensors"
         )
-    folders = _folder(base, "BASE"), _folder(tuned, "TUNED")
+    from lowrank_diffusion.unpacking import unpacked
+
+    models = (
+        unpacked(base, "BASE") or _folder(base, "BASE"),
+        unpacked(tuned, "TUNED") or _folder(tuned, "TUNED"),
+    )
 
     def work(told: Callable[[str, int, int], None]) -> Extraction:
         return extract(
-            *folders,
+            *models,
             out,
             method=cast(Any, method),
             rank=rank,

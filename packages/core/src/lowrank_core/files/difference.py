@@ -1,6 +1,6 @@
 """Two models in files, tensor by tensor: what differs, without either of them in memory."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,50 @@ from lowrank_core.parsing import parse_json
 
 _EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 """Matrices of a CLIP text encoder that are no linear layers."""
+_LEVEL = "text_model."
 _ORIGINAL = "model.diffusion_model."
 """How keys begin in single files of whole models, which have names of their own."""
 
 
+@dataclass(frozen=True)
+class UnpackedModel:
+    """A pipeline that is in no folders: where it lies, and each network's tensors under diffusers' names."""
+
+    path: Path
+    networks: Mapping[Component, Mapping[str, Tensor]]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Model = Path | UnpackedModel
+
+
+@dataclass(frozen=True)
 class StoredModel:
     """The tensors of one model, read when they are asked for.
 
     shapes: of all of them, by name.
     """
 
-    def __init__(self, files: Sequence[Any]) -> None:
-        self._file_of = {name: file for file in files for name in file.keys()}
-        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
 
-    def read(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+    @classmethod
+    def of_files(cls, files: Sequence[Any]) -> "StoredModel":
+        file_of = {name: file for file in files for name in file.keys()}
+        shapes = {name: tuple(file_of[name].get_slice(name).get_shape()) for name in sorted(file_of)}
+        return cls(shapes, lambda name: file_of[name].get_tensor(name))
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "StoredModel":
+        return cls({name: tuple(tensors[name].shape) for name in sorted(tensors)}, lambda name: tensors[name])
+
+    def named_as(self, other: "StoredModel") -> "StoredModel":
+        """With the level `text_model` where the other has it, which versions of transformers write or not."""
+        theirs = {name.removeprefix(_LEVEL): name for name in other.shapes}
+        own = {theirs.get(name.removeprefix(_LEVEL), name): name for name in self.shapes}
+        return StoredModel({name: self.shapes[old] for name, old in own.items()}, lambda name: self.read(own[name]))
 
     @property
     def layers(self) -> list[str]:
@@ -55,14 +83,14 @@ class TwoModels:
 
 
 @contextmanager
-def opened(base: Path, tuned: Path) -> Generator[list[TwoModels]]:
-    """The networks that two folders have both, with the same layers of the same shapes.
+def opened(base: Model, tuned: Model) -> Generator[list[TwoModels]]:
+    """The networks that two pipelines have both, with the same layers of the same shapes, under the base's names.
 
     Raises:
         LowrankError: a folder without weights, or with none of the other's networks; a file of a whole model in its
             authors' layout; a damaged file; layers that only one has, or that differ in shape.
     """
-    files = [_networks(folder) for folder in (base, tuned)]
+    files = [_networks(model) for model in (base, tuned)]
     shared: list[Component] = [component for component in files[0] if component in files[1]]
     if not shared:
         raise LowrankError(
@@ -72,21 +100,26 @@ def opened(base: Path, tuned: Path) -> Generator[list[TwoModels]]:
     with ExitStack() as stack:
         pairs: list[TwoModels] = []
         for component in shared:
-            sides = [
-                StoredModel([stack.enter_context(open_tensors(path)) for path in networks[component]])
-                for networks in files
-            ]
-            pair = TwoModels(component, *sides)
+            own, other = (_stored(networks[component], stack) for networks in files)
+            pair = TwoModels(component, own, other.named_as(own))
             _check(pair, base, tuned)
             pairs.append(pair)
         yield pairs
 
 
-def _networks(folder: Path) -> dict[Component, list[Path]]:
-    """The files of each network in a folder."""
+def _networks(folder: Model) -> Mapping[Component, Sequence[Path] | Mapping[str, Tensor]]:
+    """The files of each network in a folder, or its tensors where there is none."""
+    if isinstance(folder, UnpackedModel):
+        return folder.networks
     if not folder.exists():
         raise LowrankError(f"there is no file or folder {folder}; give the folder of a model as diffusers saves it")
     return {part or _component(folder): files for part, files in weight_files(folder).items()}
+
+
+def _stored(network: Sequence[Path] | Mapping[str, Tensor], stack: ExitStack) -> StoredModel:
+    if isinstance(network, Mapping):
+        return StoredModel.of_tensors(network)
+    return StoredModel.of_files([stack.enter_context(open_tensors(path)) for path in network])
 
 
 def _component(folder: Path) -> Component:
@@ -103,7 +136,7 @@ def _list(components: Iterable[Component]) -> str:
     return ", ".join(component or "a model without a name" for component in components)
 
 
-def _check(pair: TwoModels, base: Path, tuned: Path) -> None:
+def _check(pair: TwoModels, base: Model, tuned: Model) -> None:
     layers = [pair.base.layers, pair.tuned.layers]
     for names, where in zip(layers, (base, tuned), strict=True):
         if any(name.startswith(_ORIGINAL) for name in names):

@@ -10,7 +10,7 @@ from torch import Tensor
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.base import geometry_of_shape
 from lowrank_core.files.bundle import Component, Layers, ModuleAdapter
-from lowrank_core.files.difference import TwoModels, opened
+from lowrank_core.files.difference import Model, TwoModels, opened
 from lowrank_core.files.factored import (
     LayerFit,
     Method,
@@ -47,8 +47,8 @@ class Extraction:
 
 
 def extract(
-    base: Path,
-    tuned: Path,
+    base: Model,
+    tuned: Model,
     out: Path,
     *,
     method: Method = "lora",
@@ -62,7 +62,8 @@ def extract(
 
     Of each model one weight at a time is in memory.
 
-    base, tuned: folders of diffusers pipelines or of single networks, in safetensors.
+    base, tuned: folders of diffusers pipelines or of single networks, in safetensors; or networks that were found
+        elsewhere.
     device: what computes, in float64.
 
     Raises:
