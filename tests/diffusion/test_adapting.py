@@ -104,7 +104,7 @@ def test_magnitudes_are_among_what_is_trained(method):
     [
         (
             ["adapter.method=adalora"],
-            r"adapter.dora trains magnitudes, which no file of an adalora has; set adapter.met",
+            r"adapter.dora trains magnitudes, which neither PEFT folders nor kohya files of an",
         ),
         (["base.quantize=nf4"], r"adapter.dora takes norms of the base's own weights, .* set base.quantize: none"),
         (["train.scale_weight_norms=1"], r"magnitudes too, which train.scale_weight_norms does not reach; leave one"),

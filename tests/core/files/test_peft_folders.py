@@ -184,6 +184,10 @@ def test_a_configuration_that_cannot_be_meant(net, tmp_path, quiet, fields, mess
     [
         (LoRA(target_modules=TARGETS, rank=2, tucker=True), "PEFT has no Tucker form of LoRA"),
         (LoHa(target_modules=TARGETS, rank=2, weight_decompose="out"), "PEFT has no DoRA for loha"),
+        (
+            AdaLoRA(target_modules=TARGETS, target_rank=1, weight_decompose="out"),
+            "no DoRA for adalora; merge the adapter",
+        ),
         (LoRA(target_modules=TARGETS, rank=2, weight_decompose="in"), "no DoRA along the inputs for lora"),
         (AdaLoRA(target_modules=TARGETS, rank=9, rank_pattern={"head": 8}), r"gives 8, 9; write .* \(format .lora.\)"),
         (

@@ -78,8 +78,8 @@ class DiffusionConfig(Section):
     def _magnitudes_have_a_place(self) -> "DiffusionConfig":
         if self.adapter.dora and self.adapter.method == "adalora":
             raise ValueError(
-                "adapter.dora trains magnitudes, which no file of an adalora has; set adapter.method: lora, loha or "
-                "lokr, or leave adapter.dora out"
+                "adapter.dora trains magnitudes, which neither PEFT folders nor kohya files of an adalora have; set "
+                "adapter.method: lora, loha or lokr, or leave adapter.dora out"
             )
         if self.adapter.dora and self.base.quantize != "none":
             raise ValueError(
