@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from adapter_peers import PEERS, held_bytes, ours
-from machine import cores, describe, machine, spread
+from machine import cores, describe, machine, plain_float32, reason_of, spread
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -67,12 +67,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     about = machine(arguments.device)
     print(describe(about))
+    plain_float32()
     cases = [(shape, rank) for shape in arguments.shapes for rank in arguments.ranks]
     record: dict[str, Any] = {"machine": about, "arguments": vars(arguments), "cases": []}
     for shape, rank in cases:
-        case = measure(arguments, shape, rank)
+        try:
+            case = measure(arguments, shape, rank)
+        except Exception as error:  # ours or the layer alone: this line is lost, and no other
+            print(f"{shape} r={rank} is left out: {reason_of(error)}", file=sys.stderr)
+            continue
         record["cases"].append(case)
-        print(f"{shape} r={rank}: {case['milliseconds']['ours'][0]:.1f} ms ...", file=sys.stderr)
+        print(f"{shape} r={rank}: {case['milliseconds']['ours'][0]:.3g} ms ...", file=sys.stderr)
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(record, indent=2) + "\n")
     print_tables(arguments, record["cases"])
@@ -82,27 +87,30 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
     """One shape at one rank: milliseconds a step of every competitor, and what autograd holds meanwhile."""
     device, dtype = torch.device(arguments.device), DTYPES[arguments.dtype]
     torch.manual_seed(0)
+    # Every layer is a graph of its own: without this, the compiler would give up after eight of them.
+    torch.compiler.reset()
     base = nn.Sequential(SHAPES[name].layer()).requires_grad_(False).to(device, dtype)
     x = SHAPES[name].input().to(device, dtype).requires_grad_()
     models = {"base alone": base, "ours": ours(base, arguments.method, rank)}
     # LoRA of twice the rank has as many parameters as LoHa.
     models["our LoRA"] = ours(base, "lora", 2 * rank if arguments.method == "loha" else rank)
+    in_dtype(models.values(), dtype)
+    held = {key: held_bytes(model, x) for key, model in models.items()}
+    make = captured_step if arguments.graphs else make_step
+    steps = {key: make(_compiled(model, arguments), x) for key, model in models.items()}
     skipped: dict[str, str] = {}
+    worst: dict[str, float] = {}
     for peer, build in PEERS.items():
         if arguments.only and peer not in arguments.only:
             continue
         try:
-            models[peer] = build(base, arguments.method, rank, None)
-        except (ImportError, NotImplementedError) as error:
-            skipped[peer] = str(error)
-    worst = {peer: disagreement(models["ours"], models[peer], x) for peer in models if peer in PEERS}
-    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    for peer, error in worst.items():
-        # LyCORIS's rebuilt weight is rounded to the base's dtype with W added and taken away again: off in bfloat16.
-        rounded = peer == "LyCORIS rebuild" and dtype != torch.float32
-        assert error < tolerance or rounded, f"{peer} computes something else: {error:.1e} off"
-    held = {key: held_bytes(model, x) for key, model in models.items()}
-    steps = {key: make_step(_compiled(model, arguments), x) for key, model in models.items()}
+            model = build(base, arguments.method, rank, None)
+            in_dtype([model], dtype)
+            worst[peer] = check(peer, models["ours"], model, x)
+            held[peer] = held_bytes(model, x)
+            steps[peer] = make(_compiled(model, arguments), x)
+        except Exception as error:  # missing, or no match for this machine, or without such a layer
+            skipped[peer] = reason_of(error)
     milliseconds: dict[str, list[float]] = {key: [] for key in steps}
     for turn in range(arguments.warm_up + arguments.repeats):
         for key, step in steps.items():
@@ -119,6 +127,23 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
         "disagreement": worst,
         "skipped": skipped,
     }
+
+
+def in_dtype(models: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """The factors in the base's dtype, whatever each competitor holds them in by itself."""
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+
+def check(peer: str, ours: nn.Module, theirs: nn.Module, x: Tensor) -> float:
+    """How far a peer is from ours; raises ArithmeticError if rounding does not explain it."""
+    error = disagreement(ours, theirs, x)
+    # LyCORIS's rebuilt weight is rounded to the base's dtype with W added and taken away again: off in bfloat16.
+    rounded = peer == "LyCORIS rebuild" and x.dtype != torch.float32
+    if not (error < (1e-4 if x.dtype == torch.float32 else 3e-2) or rounded):
+        raise ArithmeticError(f"computes something else, {error:.1e} off")
+    return error
 
 
 def floor(layer: Any, rank: int) -> float:
@@ -158,11 +183,43 @@ def make_step(model: nn.Module, x: Tensor) -> Callable[[], float]:
     return step
 
 
+def captured_step(model: nn.Module, x: Tensor) -> Callable[[], float]:
+    """The same as a CUDA graph: what the GPU takes, without what Python and the launches take."""
+    plain, gradient = make_step(model, x), torch.ones_like(model(x).detach())
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):  # gradients that a graph writes must not have been made on another stream
+        for _ in range(3):
+            plain()
+    torch.cuda.current_stream().wait_stream(beside)
+    model.zero_grad()
+    x.grad = None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model(x).backward(gradient)
+    # What the graph writes to must live as long as the step; the next competitor gets gradients of its own.
+    kept = [x.grad, *(parameter.grad for parameter in model.parameters())]
+    x.grad = None
+
+    def step() -> float:
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        began.record()
+        graph.replay()
+        ended.record()
+        torch.cuda.synchronize()
+        assert kept
+        return began.elapsed_time(ended)
+
+    return step
+
+
 def print_tables(arguments: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 170)
     peers = [peer for peer in PEERS if any(peer in case["milliseconds"] for case in cases)]
+    how = (", compiled" if arguments.compile else "") + (", replayed as CUDA graphs" if arguments.graphs else "")
     table = Table(
-        title=f"{arguments.method}, {arguments.dtype} on {arguments.device}{', compiled' if arguments.compile else ''}",
+        title=f"{arguments.method}, {arguments.dtype} on {arguments.device}{how}",
         caption=f"forward + backward; {arguments.repeats} turns; ratios turn by turn: median (min to max)",
     )
     for title in ("layer", "r", "ours, ms", *(f"{peer} / ours" for peer in peers), "ours / our LoRA", "floor", "held"):
@@ -172,7 +229,7 @@ def print_tables(arguments: argparse.Namespace, cases: list[dict[str, Any]]) -> 
         table.add_row(
             case["shape"],
             str(case["rank"]),
-            spread(times["ours"], 1),
+            spread(times["ours"], 3 if arguments.device == "cuda" else 1),
             *(spread(_ratios(times[peer], times["ours"])) if peer in times else "-" for peer in peers),
             spread(_ratios(times["ours"], times["our LoRA"])),
             f"{case['floor']:.2f}" if case["floor"] else "-",
@@ -189,7 +246,8 @@ def print_tables(arguments: argparse.Namespace, cases: list[dict[str, Any]]) -> 
     for rank in arguments.ranks:
         chosen = [case for case in cases if case["rank"] == rank and case["family"] == "sdxl"]
         if chosen:
-            means = [f"{peer} {_mean(chosen, peer):.2f}" for peer in peers if peer in chosen[0]["milliseconds"]]
+            everywhere = [peer for peer in peers if all(peer in case["milliseconds"] for case in chosen)]
+            means = [f"{peer} {_mean(chosen, peer):.2f}" for peer in everywhere]
             print(f"r = {rank}, geometric mean over SDXL's shapes, times ours: {', '.join(means)}")
     for peer, reason in {key: why for case in cases for key, why in case["skipped"].items()}.items():
         print(f"skipped {peer}: {reason}")
@@ -204,7 +262,7 @@ def _mean(cases: list[dict[str, Any]], peer: str) -> float:
 
 
 def _compiled(model: nn.Module, arguments: argparse.Namespace) -> nn.Module:
-    return torch.compile(model) if arguments.compile else model  # pyright: ignore[reportReturnType]
+    return torch.compile(model, dynamic=False) if arguments.compile else model  # pyright: ignore[reportReturnType]
 
 
 def _arguments() -> argparse.Namespace:
@@ -216,11 +274,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--compile", action="store_true", help="time the layers under torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="CUDA: time steps as graphs, without their launches")
     parser.add_argument("--threads", type=int, default=cores(), help="default: all cores")
-    parser.add_argument("--repeats", type=int, default=7, help="timed turns; default: 7")
-    parser.add_argument("--warm-up", type=int, default=2, help="turns before them; default: 2")
+    parser.add_argument("--repeats", type=int, help="timed turns; default: 7 on a CPU, 50 with CUDA")
+    parser.add_argument("--warm-up", type=int, help="turns before them; default: 2 on a CPU, 10 with CUDA")
     parser.add_argument("--json", metavar="FILE", help="write everything measured, case by case as it ends")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    cuda = arguments.device == "cuda"
+    if arguments.graphs and not cuda:
+        parser.error("--graphs needs --device cuda")
+    arguments.repeats = arguments.repeats or (50 if cuda else 7)
+    arguments.warm_up = arguments.warm_up or (10 if cuda else 2)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -37,6 +37,19 @@ def describe(about: dict[str, str | int]) -> str:
     return f"{line} · {about['gpu']}" if "gpu" in about else line
 
 
+def plain_float32() -> None:
+    """Have cuDNN convolve float32 in float32: by default it rounds to TF32, and no two competitors would agree."""
+    import torch
+
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def reason_of(error: BaseException) -> str:
+    """One line of why something was left out."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median, least and greatest: `2.31 (2.25 to 2.60)`; a single value as it is."""
     if len(values) == 1:
