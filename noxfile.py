@@ -1,6 +1,7 @@
-"""Sessions: tests, lint, types, coverage, audit, benchmarks, docs, minimums; `uv run nox -s NAME`."""
+"""Sessions: tests, lint, types, coverage, audit, benchmarks, gpu, docs, minimums; `uv run nox -s NAME`."""
 
 import os
+from pathlib import Path
 
 import nox
 
@@ -62,6 +63,52 @@ def benchmarks(session: nox.Session) -> None:
     """Measure speed side by side with peers; minutes on a quiet machine. Peers run in environments of their own."""
     session.run("python", "benchmarks/vgg_step.py")
     session.run("python", "benchmarks/fl_round.py", *session.posargs)
+
+
+# Tests that hold for every device, and what measures on one. Names are what `nox -s gpu -- NAME ...` chooses from.
+_ON_A_GPU = {
+    "tests": (
+        *("pytest", "--device", "cuda", "-m", "", "-q", "-n", "0"),
+        *("tests/core", "tests/diffusion/test_training.py", "tests/fl/test_execution.py"),
+    ),
+    "compose_kernel": ("benchmarks/compose_kernel.py",),
+    "adapters": ("benchmarks/adapters.py", "--dtype", "bfloat16"),
+    "adapters-graphs": ("benchmarks/adapters.py", "--dtype", "bfloat16", "--graphs"),
+    # Every competitor is compiled at every shape and rank, so fewer of them.
+    "adapters-compiled": (
+        *("benchmarks/adapters.py", "--dtype", "bfloat16", "--compile"),
+        *("--ranks", "8", "--only", "PEFT", "PEFT patched"),
+    ),
+    "diffusion": (
+        *("benchmarks/diffusion.py", "--methods", "loha", "lora", "--batches", "1"),
+        *("--variants", "plain", "checkpointing"),
+    ),
+    "diffusion-compiled": (
+        *("benchmarks/diffusion.py", "--methods", "loha", "--batches", "1"),
+        *("--variants", "compile", "--only", "PEFT"),
+    ),
+}
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Test and measure on a CUDA device, every result into gpu-results/; arguments name some of the parts."""
+    unknown = [name for name in session.posargs if name not in _ON_A_GPU]
+    if unknown:
+        session.error(f"no part is called {', '.join(unknown)}; there are {', '.join(_ON_A_GPU)}")
+    folder = Path("gpu-results")
+    folder.mkdir(exist_ok=True)
+    failed: list[str] = []
+    for name in session.posargs or _ON_A_GPU:
+        part = _ON_A_GPU[name]
+        if part[0] != "pytest":
+            part = ("python", *part, "--device", "cuda", "--json", str(folder / f"{name}.json"))
+        try:
+            session.run(*part, env={"PYTHONDONTWRITEBYTECODE": None})
+        except nox.command.CommandFailed:  # the others still are worth the time that the device is there for
+            failed.append(name)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
 
 
 @nox.session

@@ -89,6 +89,7 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
     torch.manual_seed(0)
     # Every layer is a graph of its own: without this, the compiler would give up after eight of them.
     torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 64
     base = nn.Sequential(SHAPES[name].layer()).requires_grad_(False).to(device, dtype)
     x = SHAPES[name].input().to(device, dtype).requires_grad_()
     models = {"base alone": base, "ours": ours(base, arguments.method, rank)}

@@ -27,6 +27,8 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
     if device == "cuda":
         import torch
 
+        if not torch.cuda.is_available():
+            raise SystemExit("--device cuda: torch finds no CUDA device here; leave the option out for the CPU")
         about["gpu"] = torch.cuda.get_device_name()
     return about
 
