@@ -108,8 +108,9 @@ def measure(arguments: argparse.Namespace, name: str, rank: int) -> dict[str, An
             model = build(base, arguments.method, rank, None)
             in_dtype([model], dtype)
             worst[peer] = check(peer, models["ours"], model, x)
-            held[peer] = held_bytes(model, x)
-            steps[peer] = make(_compiled(model, arguments), x)
+            step = make(_compiled(model, arguments), x)
+            step()  # which compiles backward too
+            held[peer], steps[peer] = held_bytes(model, x), step
         except Exception as error:  # missing, or no match for this machine, or without such a layer
             skipped[peer] = reason_of(error)
     milliseconds: dict[str, list[float]] = {key: [] for key in steps}
