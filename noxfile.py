@@ -91,6 +91,10 @@ _ON_A_GPU = {
         *("benchmarks/diffusion.py", "--methods", "loha", "--batches", "1"),
         *("--variants", "compile", "--only", "PEFT"),
     ),
+    "vgg_step": (
+        *("benchmarks/vgg_step.py", "--precision", "bf16"),
+        *("--ways", "sequential", "compiled", "graphs"),
+    ),
 }
 
 
