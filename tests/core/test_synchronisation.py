@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_forms import FORMS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,6 @@ from lowrank_core import (
     set_active,
 )
 from lowrank_core.adapters.config import AdapterConfig
-from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm, LoKrForm, LoRAForm
 from lowrank_core.adapters.forward import adapted
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.choice import possible_ways
@@ -121,16 +121,6 @@ LAYERS = {
     "linear": (lambda: nn.Linear(6, 8), (2, 3, 6)),
     "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 5)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2, padding="valid"), (2, 4, 5, 5)),
-}
-FORMS: dict[str, Form] = {
-    "lora": LoRAForm(),
-    "lora tucker": LoRAForm(tucker=True),
-    "loha": LoHaForm(),
-    "loha tucker": LoHaForm(tucker=True),
-    "lokr": LoKrForm(),
-    "lokr both sides": LoKrForm(factor=2, decompose_both=True),
-    "lokr tucker": LoKrForm(tucker=True),
-    "adalora": AdaLoRAForm(),
 }
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_forms import FORMS
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from lowrank_core.adapters.forms import AdaLoRAForm, Form, LoHaForm, LoKrForm, LoRAForm
+from lowrank_core.adapters.forms import Form, LoHaForm, LoKrForm, LoRAForm
 from lowrank_core.adapters.forward import adapted, apply_weight, delta
 from lowrank_core.adapters.geometry import Geometry
 from lowrank_core.adapters.ways.choice import cheapest_way, possible_ways
@@ -27,16 +28,6 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv2d grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
     "conv2d 1x1": lambda: nn.Conv2d(4, 6, 1),
     "conv3d": lambda: nn.Conv3d(2, 4, 2),
-}
-FORMS: dict[str, Form] = {
-    "lora": LoRAForm(),
-    "lora tucker": LoRAForm(tucker=True),
-    "loha": LoHaForm(),
-    "loha tucker": LoHaForm(tucker=True),
-    "lokr": LoKrForm(),
-    "lokr both sides": LoKrForm(factor=2, decompose_both=True),
-    "lokr tucker": LoKrForm(tucker=True),
-    "adalora": AdaLoRAForm(),
 }
 SCALE = 0.7  # alpha differs from the rank
 
