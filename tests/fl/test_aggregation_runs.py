@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from cases import equal_parts, how, small_examples
 from safetensors.numpy import load_file
 from test_resume import Killed, results, weights
@@ -156,6 +157,7 @@ def test_a_checkpoint_of_the_default_is_one_of_versions_without_the_key(tmp_path
 
 def trained(tmp_path, treat, *, codec="none", kind="one-factor", rounds=5):
     """Rounds over our own clients, of which `treat(number, message, reply)` gives the reply; None is none."""
+    torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
     factorize(model, "fedpara", rank=2)
     examples = small_examples()

@@ -4,7 +4,7 @@
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor, precision: Precisi
         return F.cross_entropy(model(inputs), labels)
 
 
-def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
+def in_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """What forward passes run in; a backward pass follows its forward one, and belongs outside."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def backward(
