@@ -87,6 +87,13 @@ def test_what_torch_cannot_compile_is_said_in_a_sentence():
     assert "\n" not in str(at.value)
 
 
+def test_a_cpu_without_a_compiler_is_told_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent"))
+    examples = small_examples()
+    with pytest.raises(LowrankError, match=r"^engine.execution compiled takes a C\+\+ compiler on a CPU, and none was"):
+        CompiledTrainer(small_model(), examples, equal_parts(examples, 4), how())
+
+
 def test_what_a_compiled_step_cannot_do_is_refused():
     with pytest.raises(
         UsageError, match=r"compiled leaves no composed weight to correct, and model.jacobian_lambda is 1"

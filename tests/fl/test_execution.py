@@ -185,6 +185,12 @@ def test_the_engine_flag_takes_a_kind_or_a_way_of_the_local_one():
     assert load_config("quickstart", engine="auto").engine.execution == "auto"
     assert load_config("quickstart", engine="ray").engine.kind == "ray"
     assert load_config("quickstart").engine.execution == "sequential"
+    with pytest.raises(UsageError) as caught:
+        load_config("quickstart", engine="compile")
+    assert str(caught.value) == (
+        "--engine takes local, ray, superlink, or how local trains: auto, sequential, batched, graphs, compiled; got "
+        "'compile' (nearest: compiled)"
+    )
 
 
 def test_a_data_set_lies_on_the_device_where_it_takes_half_of_the_free_memory_at_the_most():

@@ -53,7 +53,8 @@ def run(
     engine: Annotated[
         str | None,
         option(
-            "What runs the clients: local, ray, superlink; or how local does: auto, sequential, batched, graphs.",
+            "What runs the clients: local, ray, superlink; or how local does: auto, sequential, batched, graphs, "
+            "compiled.",
             "Configuration",
             "KIND",
         ),

@@ -69,12 +69,13 @@ class _Lines(_Silent):
         accuracy = f"accuracy {summary.accuracy:.2%}"
         if summary.worst_accuracy is not None:
             accuracy = f"mean accuracy over clients {summary.accuracy:.2%} (worst tenth {summary.worst_accuracy:.2%})"
+        rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds} rounds"
         private = "" if summary.epsilon is None else f", ε {three_digits(summary.epsilon)}"
         waits = ""
         if summary.simulated_seconds is not None and summary.waited_seconds is not None:
             whole, waited = three_digits(summary.simulated_seconds), three_digits(summary.waited_seconds)
             waits = f"; simulated {whole} s, {waited} s of them waiting for slow clients"
-        self._print(f"{self._title}: {accuracy}{private} after {summary.rounds} rounds, {sent}{waits}")
+        self._print(f"{self._title}: {accuracy}{private} after {rounds}, {sent}{waits}")
 
     def _print(self, text: str) -> None:
         typer.echo(text, err=True)

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from lowrank_core import UsageError
 from lowrank_core.errors import shortened
 from lowrank_core.settings import assignment, put, read_tree, validated, with_values, yaml_value
-from lowrank_fl.config import Execution, RunConfig
+from lowrank_fl.config import EngineConfig, Execution, RunConfig
 from lowrank_fl.presets import presets, read_preset
 
 _EXECUTIONS = ("auto", *get_args(Execution))
@@ -60,12 +61,25 @@ def load_config(
         put(tree, "engine.local_nodes", local_nodes)
         engine = engine or "superlink"
     if engine is not None:
-        put(tree, "engine.execution" if engine in _EXECUTIONS else "engine.kind", engine)
+        put(tree, _engine_key(engine), engine)
     if seed is not None:
         swept.pop("seed", None)
         tree["seed"] = seed
     # The keys that are swept stand at their first values, which are as valid as the others.
     return validated(RunConfig, tree, swept)[0].model_copy(update={"sweep": swept})
+
+
+def _engine_key(engine: str) -> str:
+    kinds = get_args(EngineConfig.model_fields["kind"].annotation)
+    if engine in kinds:
+        return "engine.kind"
+    if engine in _EXECUTIONS:
+        return "engine.execution"
+    found = ", ".join(get_close_matches(engine, (*kinds, *_EXECUTIONS)))
+    raise UsageError(
+        f"--engine takes {', '.join(kinds)}, or how local trains: {', '.join(_EXECUTIONS)}; got {shortened(engine)!r}"
+        + (f" (nearest: {found})" if found else "")
+    )
 
 
 def load_to_resume(file: Path, overrides: Sequence[str]) -> RunConfig:

@@ -70,12 +70,13 @@ def show_many(results: Sequence[Counted], dtype: str, size: int, batch_size: int
         if traffic:
             row.append(in_bytes(traffic.rounds * traffic.bytes_per_round(sent)))
         table.add_row(*row)
-    console = stdout()
-    console.print(table)
+    stdout().print(table)
     typer.echo()
+    unknown = [each.report.method for each in results if each.arithmetic and each.arithmetic.training_overhead is None]
     typer.echo(
         f"{results[0].model}: {results[0].report.original_params:,} parameters. GFLOP of a forward of one example; "
-        f"a training step of {batch_size} against the frozen base's (adapters) or the original's (factors)."
+        f"a training step of {batch_size} against the frozen base's (adapters) or the original's (factors)"
+        + (f", which is not estimated for {', '.join(dict.fromkeys(unknown))}." if unknown else ".")
     )
 
 

@@ -26,7 +26,7 @@ def execution_fault(config: "RunConfig", way: str) -> str | None:
     if way == "compiled" and config.model.jacobian_lambda > 0 and config.model.method in ("fedpara", "pfedpara"):
         return (
             f"engine.execution compiled leaves no composed weight to correct, and model.jacobian_lambda is "
-            f"{config.model.jacobian_lambda:g}; set it to 0, or engine.execution=graphs"
+            f"{config.model.jacobian_lambda:g}; set it to 0, or engine.execution=sequential"
         )
     if way != "batched":
         return None

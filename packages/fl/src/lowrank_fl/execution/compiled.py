@@ -1,5 +1,7 @@
 """A client's step compiled: torch.compile fuses what lies between the large products."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
@@ -16,12 +18,17 @@ class CompiledTrainer(Trainer):
 
     Rounding differs from that of sequential training, and so may what a dropout draws. Each process compiles once, and
     torch keeps what it made for the next run.
+
+    Raises:
+        LowrankError: on a CPU, where there is no C++ compiler.
     """
 
     def __init__(
         self, model: nn.Module, examples: Examples, parts: Parts, how: LocalTraining, backend: str = "inductor"
     ) -> None:
         super().__init__(model, examples, parts, how)
+        if backend == "inductor" and self.device.type == "cpu":
+            _find_compiler()
         # What earlier runs of this process compiled would count against the few variants that torch keeps.
         torch.compiler.reset()
         self._loss_of = torch.compile(loss_of, backend=backend, dynamic=False)
@@ -40,6 +47,22 @@ class CompiledTrainer(Trainer):
             loss.backward()
         except BackendCompilerFailed as error:
             raise LowrankError(
-                f"torch.compile failed ({shortened(str(error))}); mend that, or set engine.execution=sequential"
+                f"torch.compile failed ({shortened(str(error.inner_exception))}); mend that, or set "
+                "engine.execution=sequential"
             ) from None
         return loss.detach()
+
+
+def _find_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    # It warns where parts of CUDA are installed beside no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise LowrankError(
+            "engine.execution compiled takes a C++ compiler on a CPU, and none was found (CXX, g++); install one, or "
+            "set engine.execution=sequential"
+        ) from None
