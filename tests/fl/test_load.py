@@ -149,6 +149,8 @@ def test_a_key_that_is_valid_only_with_its_sweep_is_not_judged_before(tmp_path):
         ("mnist", ["model.gamma=1.5"], "model.gamma: input should be less than or equal to 1, got 1.5"),
         ("mnist", ["model.rank=-1", "model.gamma=null"], "model.rank: input should be greater than 0, got -1"),
         ("mnist", ["rounds=ten"], "rounds: input should be a valid integer"),
+        ("mnist", ["model.tanh=maybe"], "model.tanh: input should be true or false, got 'maybe'"),
+        ("mnist", ["federation.precision="], "federation.precision: input should be 'fp32' or 'bf16', got nothing"),
         ("mnist", ["federation.lr=nan"], "federation.lr: input should be"),
         ("mnist", ["model=vgg16"], "model: input should be a valid dictionary"),
         ("mnist", ["model.name=vgg"], "got 'vgg'; nearest: vgg16"),

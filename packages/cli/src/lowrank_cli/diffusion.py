@@ -61,7 +61,7 @@ def train(
         if config or processes is not None or seed is not None or plan or (there is None and (override or out)):
             raise UsageError(
                 "--resume takes everything from its folder; leave the configuration and --out out (a run on the hub "
-                "takes -o and --out)"
+                "takes -o and --out; to train further than was planned, begin a run with -o adapter.init_from=FOLDER)"
             )
         if there is not None and there.file is not None:
             raise UsageError(f"--resume takes a run, and {resume} is a file; write hf://OWNER/NAME")

@@ -158,4 +158,7 @@ def _fault(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{location}: {message}" if location else message
-    return f"{location}: {message[0].lower()}{message[1:]}, got {shortened(repr(error['input']))}"
+    if error["type"] == "bool_parsing":
+        message = "input should be true or false"
+    found = "nothing" if error["input"] is None else shortened(repr(error["input"]))
+    return f"{location}: {message[0].lower()}{message[1:]}, got {found}"
