@@ -78,7 +78,7 @@ def test_an_unknown_command_is_wrong_usage(lowrank):
         (["-o", "model.gamma=2"], "model.gamma: "),
         (["-o", "rounds"], "-o takes key=value, got 'rounds'"),
         (["--sweep", "rounds"], "--sweep takes key=value, got 'rounds'"),
-        (["--engine", "rai"], "engine.kind: "),
+        (["--engine", "rai"], "--engine takes local, ray, superlink, or "),
         (["--seed", "-1"], "seed: "),
     ],
 )
