@@ -84,6 +84,59 @@ def test_all_that_is_needed_is_asked_for(lowrank, folder):
         assert "convert takes SOURCE, DEST and --to; give all three" in outcome.err
 
 
+@pytest.fixture
+def one_file(folder):
+    """The adapter as a file, and links to it and to the model's weights."""
+    file = folder / "adapter.safetensors"
+    lowrank_core.files.convert(folder / "adapter", file, "kohya")
+    (folder / "link.safetensors").symlink_to(file)
+    (folder / "linked").symlink_to(folder / "base")
+    (folder / "cached").mkdir()
+    (folder / "cached" / "model.safetensors").symlink_to(folder / "base" / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("adapter.safetensors adapter.safetensors --to lora", "adapter.safetensors is SOURCE itself, and what is read"),
+        ("adapter.safetensors link.safetensors --to kohya", "link.safetensors is SOURCE itself, and what is read"),
+        ("link.safetensors adapter.safetensors --to kohya", "adapter.safetensors is SOURCE itself, and what is read"),
+        ("adapter adapter --to lora", "adapter is SOURCE itself, and what is read is never written over; choose"),
+        ("adapter adapter/adapter_model.safetensors --to kohya", "adapter_model.safetensors lies in SOURCE, and"),
+        ("adapter . --to lora", " is a folder around SOURCE, and what is read is never written over; choose another"),
+        ("adapter base --to merged --base base", "base is --base itself, and what is read is never written over"),
+        ("adapter linked/new --to merged --base base", "new lies in --base, and what is read is never written over"),
+        ("adapter base/model.safetensors --to kohya --base cached", "model.safetensors lies in --base, and what is"),
+        ("adapter base --to merged --base cached", "base is a folder around --base, and what is read"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_what_is_read_is_never_written_over(lowrank, one_file, arguments, sentence, more):
+    def held():
+        return {path: path.read_bytes() for path in one_file.rglob("*") if path.is_file()}
+
+    before = held()
+    words = [word if word.startswith("--") else str(one_file / word) for word in arguments.split()]
+    words[3] = arguments.split()[3]
+    outcome = lowrank("convert", *words, *more)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert sentence in outcome.err
+    assert held() == before
+
+
+def test_beside_an_adapter_in_its_folder_there_is_room(lowrank, folder):
+    out = folder / "adapter" / "comfy.safetensors"
+    assert lowrank("convert", str(folder / "adapter"), str(out), "--to", "kohya").code == 0
+    assert out.is_file()
+
+
+def test_tiny_is_a_base(lowrank, folder):
+    outcome = lowrank("convert", str(folder / "adapter"), str(folder / "out"), "--to", "merged", "--base", "tiny")
+    assert outcome.code == 1
+    assert "is not in the base, which holds unet, te1, te2" in outcome.err
+
+
 def test_what_is_there_is_not_written_over(lowrank, folder):
     outcome = lowrank("convert", str(folder / "adapter"), str(folder / "base"), "--to", "peft")
     assert outcome.code == 1

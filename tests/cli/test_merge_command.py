@@ -212,6 +212,12 @@ def test_extraction_as_a_table(lowrank, folder, tmp_path):
         ("merge LORA --weights much --out OUT", 2, "--weights are numbers with commas between, such as 0.7,0.3"),
         ("merge LORA --base tiny --rank 999 --out OUT", 2, "--rank 999 is more than any layer has, at most 64"),
         ("merge LORA --base tiny --out LOHA", 1, "is there already; choose another name, or overwrite it"),
+        ("merge LORA LOHA --base tiny --out LOHA --overwrite", 2, "loha.safetensors is adapter 2 itself, and what is"),
+        (
+            "merge LORA --base BASE --out BASE/unet --overwrite",
+            2,
+            "base/unet lies in --base, and what is read is never",
+        ),
         ("merge LORA --base nowhere --out OUT", 1, "there are no safetensors weights in nowhere"),
         ("merge LORA --form zip --out OUT", 2, "--form is one of kohya, peft, diffusers, got 'zip'"),
         ("extract BASE TUNED", 2, "extract takes two models and a place for the adapter; give all three"),
@@ -219,6 +225,10 @@ def test_extraction_as_a_table(lowrank, folder, tmp_path):
         ("extract BASE TUNED --rank 999 --out OUT", 2, "--rank 999 is more than any layer has, at most"),
         ("extract BASE TUNED --rank 0 --out OUT", 2, "--rank must be at least 1, got 0"),
         ("extract BASE BASE --out OUT", 1, "so there is nothing to extract"),
+        ("extract tiny tiny --out OUT", 1, "every layer of tiny is that of tiny, so there is nothing to extract"),
+        ("extract BASE TUNED --out TUNED --overwrite", 2, "tuned is TUNED itself, and what is read is never written"),
+        ("extract BASE TUNED --out TUNED/unet --overwrite", 2, "tuned/unet lies in TUNED, and what is read is never"),
+        ("extract tiny TUNED --out TUNED/new --overwrite", 2, "tuned/new lies in TUNED, and what is read is never"),
         ("extract BASE TUNED --method lokr --out OUT", 2, "--method is one of lora, loha, got 'lokr'"),
         ("extract BASE TUNED --out LOHA", 1, "is there already; choose another name, or overwrite it"),
     ],
@@ -231,7 +241,10 @@ def test_errors_are_one_sentence(lowrank, folder, tmp_path, arguments, code, mes
         "TUNED": folder / "tuned",
         "OUT": tmp_path / "out.safetensors",
     }
-    outcome = lowrank("diffusion", *(str(places.get(word, word)) for word in arguments.split()), "--device", "cpu")
+    # A place may be below one of these: TUNED/unet.
+    words = (word.partition("/") for word in arguments.split())
+    said = [str(places.get(first, first)) + slash + rest for first, slash, rest in words]
+    outcome = lowrank("diffusion", *said, "--device", "cpu")
     assert outcome.code == code
     assert message in outcome.err
     assert outcome.err.count("\n") == 1

@@ -137,7 +137,7 @@ class Listens(Silent):
         ),
         (
             "lokr",
-            "its adapter will be in small.safetensors, for lowrank infer, ComfyUI and LyCORIS; set adapter.method",
+            "its adapter will be in small.safetensors, for lowrank infer, ComfyUI and LyCORIS; for PEFT folders set",
         ),
     ],
 )
@@ -152,3 +152,4 @@ def test_files_that_there_will_not_be_are_named_before_the_first_step(base, tmp_
     for note in said:
         assert note.startswith(f"PEFT has no DoRA for {method}, so this run writes no PEFT folders: ")
         assert sentence in note
+        assert note.endswith("the equal LoRA with DoRA by lowrank convert small.safetensors FOLDER --to lora")

@@ -104,7 +104,9 @@ def test_what_is_no_plain_lora_is_refused(adapted):
     with pytest.raises(LowrankError, match="x has numbers that are not finite"):
         as_lora(file, {"x": geometry})
     decomposed = adapted(LoHa(rank=2, target_modules=["head"], weight_decompose="out"))
-    with pytest.raises(LowrankError, match="is no plain LoRA; merge it instead"):
+    with pytest.raises(
+        LowrankError, match=r"write the equal LoRA with DoRA \(form lora or diffusers, without a rank\), or merge"
+    ):
         as_lora(lowrank_core.files.adapter_file_of(decomposed))
 
 

@@ -138,14 +138,17 @@ def refusal(base, tuned, out, **given):
 
 def test_what_cannot_be_extracted(models, tmp_path):
     base, tuned, _ = models(KNOWN["lora"])
-    out = tmp_path / "out"
+    out, busy = tmp_path / "out", tmp_path / "busy.safetensors"
+    busy.touch()
     assert "there is no file or folder" in refusal(base, tmp_path / "gone", out)
-    assert "there are no safetensors weights in" in refusal(base, tmp_path, out)
+    (tmp_path / "empty").mkdir()
+    assert "there are no safetensors weights in" in refusal(base, tmp_path / "empty", out)
     assert "every layer of" in refusal(base, base, out)
     assert "--rank 99 is more than any layer has, at most 12" in refusal(base, tuned, out, rank=99)
     with pytest.raises(UsageError, match="--method is one of lora, loha, got 'full'"):
         extract(base, tuned, out, method="full")
-    assert "is there already; choose another name" in refusal(base, tuned, tuned)
+    assert "is there already; choose another name" in refusal(base, tuned, busy)
+    assert "tuned is TUNED itself, and what is read" in refusal(base, tuned, tuned, overwrite=True)
     assert not out.exists()
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -101,6 +102,16 @@ def test_what_we_write_loads_in_peft_and_here_with_equal_outputs(net, adapted, i
     torch.testing.assert_close(peers(images), model(images), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", [LoHa, LoKr, partial(AdaLoRA, target_rank=1)])
+def test_what_peft_has_no_dora_for_is_the_equal_lora_with_dora_there(net, adapted, images, tmp_path, quiet, method):
+    model = adapted(method(rank=2, alpha=3, target_modules=TARGETS, weight_decompose="out")).eval()
+    lowrank_core.save(model, tmp_path / "lora", "lora")
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["use_dora"]
+    peers = peft.PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / "lora").eval()
+    assert (net.eval()(images) - model(images)).abs().max() > 0.1
+    torch.testing.assert_close(peers(images), model(images), rtol=1e-4, atol=1e-5)
+
+
 def test_a_shrunk_adalora_loads_in_peft_and_here(net, adapted, images, tmp_path, quiet):
     model = adapted(OURS["adalora"]).eval()
     with torch.no_grad():
@@ -183,12 +194,18 @@ def test_a_configuration_that_cannot_be_meant(net, tmp_path, quiet, fields, mess
     ("config", "message"),
     [
         (LoRA(target_modules=TARGETS, rank=2, tucker=True), "PEFT has no Tucker form of LoRA"),
-        (LoHa(target_modules=TARGETS, rank=2, weight_decompose="out"), "PEFT has no DoRA for loha"),
+        (
+            LoHa(target_modules=TARGETS, rank=2, weight_decompose="out"),
+            r"for loha; write the equal LoRA with DoRA \(--to lora\), write a kohya file, or merge",
+        ),
         (
             AdaLoRA(target_modules=TARGETS, target_rank=1, weight_decompose="out"),
-            "no DoRA for adalora; merge the adapter",
+            r"no DoRA for adalora; write the equal LoRA with DoRA \(--to lora\), or merge the adapter",
         ),
-        (LoRA(target_modules=TARGETS, rank=2, weight_decompose="in"), "no DoRA along the inputs for lora"),
+        (
+            LoRA(target_modules=TARGETS, rank=2, weight_decompose="in"),
+            "along the inputs for lora; write a kohya file, or merge",
+        ),
         (AdaLoRA(target_modules=TARGETS, rank=9, rank_pattern={"head": 8}), r"gives 8, 9; write .* \(format .lora.\)"),
         (
             AdaLoRA(target_modules=TARGETS, rank=9, alpha_pattern={"head": 3}),

@@ -23,8 +23,8 @@ def convert(
         option(f"What to write: {FORMS}.", "Conversion", "FORM"),
     ] = None,
     base: Annotated[
-        Path | None,
-        option("The model the adapter is for, as a folder of safetensors.", "Conversion", "FOLDER"),
+        str | None,
+        option("The model the adapter is for: a folder of safetensors, or tiny.", "Conversion", "FOLDER"),
     ] = None,
     rank: Annotated[
         int | None,
@@ -44,9 +44,10 @@ def convert(
     # Typer imports rich to write that a parameter is required.
     if source is None or dest is None or to is None:
         raise UsageError(f"convert takes SOURCE, DEST and --to; give all three, and for --to one of {FORMS}")
+    from lowrank_cli.models import base_path
     from lowrank_core.files import convert as carry_out
 
-    done = carry_out(source, dest, cast(Any, to), base=base, rank=rank, overwrite=overwrite)
+    done = carry_out(source, dest, cast(Any, to), base=base_path(base), rank=rank, overwrite=overwrite)
     if as_json:
         fields = ("format", "keys", "rank", "exact", "lost_energy")
         typer.echo(json.dumps({name: getattr(done, name) for name in fields}))

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import typer
 
+from lowrank_cli.models import base_path, model_folder
 from lowrank_cli.steps import watch_steps
 from lowrank_cli.tables import make_table, stdout
 from lowrank_core.errors import UsageError
@@ -46,7 +47,7 @@ def merge_adapters(
             method=cast(Any, method),
             rank=rank,
             form=cast(Any, _form(form, out)),
-            base=None if base is None else _folder(base, "--base"),
+            base=base_path(base),
             device=_device(device),
             overwrite=overwrite,
             told=told,
@@ -86,8 +87,8 @@ def extract_adapter(
     from lowrank_diffusion.unpacking import unpacked
 
     models = (
-        unpacked(base, "BASE") or _folder(base, "BASE"),
-        unpacked(tuned, "TUNED") or _folder(tuned, "TUNED"),
+        unpacked(base, "BASE") or model_folder(base, "BASE"),
+        unpacked(tuned, "TUNED") or model_folder(tuned, "TUNED"),
     )
 
     def work(told: Callable[[str, int, int], None]) -> Extraction:
@@ -133,15 +134,6 @@ def _form(form: str | None, out: Path) -> str:
     if form not in _FORMS:
         raise UsageError(f"--form is one of {', '.join(_FORMS)}, got {form!r}")
     return form
-
-
-def _folder(source: str, name: str) -> Path:
-    """A folder on this machine; `tiny` is the base that comes with the package."""
-    if Path(source).exists() or source != "tiny":
-        return Path(source).expanduser()
-    from lowrank_diffusion.base_files import base_folder
-
-    return base_folder(source, None, typer.echo, name)
 
 
 def _device(name: str) -> Any:

@@ -46,7 +46,8 @@ def missing_forms(config: DiffusionConfig) -> str | None:
     equal = "" if method == "lokr" else f", and the equal LoRA with DoRA in {name}_lora.safetensors, for diffusers"
     return (
         f"PEFT has no DoRA for {method}, so this run writes no PEFT folders: its adapter will be in {name}.safetensors,"
-        f" for lowrank infer, ComfyUI and LyCORIS{equal}; set adapter.method: lora for PEFT folders"
+        f" for lowrank infer, ComfyUI and LyCORIS{equal}; for PEFT folders set adapter.method: lora, or "
+        f"write the equal LoRA with DoRA by lowrank convert {name}.safetensors FOLDER --to lora"
     )
 
 

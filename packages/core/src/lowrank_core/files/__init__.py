@@ -4,7 +4,7 @@ from lowrank_core.files.as_lora import LoRAExport, as_lora
 from lowrank_core.files.bundle import AdapterFile, Component, ModuleAdapter
 from lowrank_core.files.combine import Combination, combine
 from lowrank_core.files.convert import Conversion, convert
-from lowrank_core.files.difference import UnpackedModel
+from lowrank_core.files.difference import NamedFolder, UnpackedModel
 from lowrank_core.files.extract import Extraction, extract
 from lowrank_core.files.factored import LayerFit
 from lowrank_core.files.model import adapter_file_of, load, save, write
@@ -19,6 +19,7 @@ __all__ = [
     "LayerFit",
     "LoRAExport",
     "ModuleAdapter",
+    "NamedFolder",
     "UnpackedModel",
     "adapter_file_of",
     "as_lora",

@@ -66,7 +66,10 @@ def as_lora(
         raise UsageError(f"rank must be at least 1, got {rank}")
     config = file.config
     if config.weight_decompose and not magnitudes:
-        raise LowrankError("an adapter with weight decomposition (DoRA) is no plain LoRA; merge it instead")
+        raise LowrankError(
+            "an adapter with weight decomposition (DoRA) is no plain LoRA; write the equal LoRA with DoRA (form lora "
+            "or diffusers, without a rank), or merge it"
+        )
     if isinstance(config, LoRA) and not config.tucker and (rank is None or _largest(file) <= rank):
         return LoRAExport(file, _largest(file), True, 0.0, 0.0)
     if layers is None:

@@ -86,7 +86,7 @@ def combine(
 
     Raises:
         UsageError: not as many weights as sources, none but zero, an unknown method, a LoHa without a rank, a rank
-            that no layer has.
+            that no layer has, an `out` that is read.
         LowrankError: what reading raises; adapters for layers of different shapes; weight decomposition and modules
             trained whole, which have no weighted sum of this kind; `out` is there and `overwrite` is not set.
     """
@@ -101,7 +101,12 @@ def combine(
         raise UsageError(
             "a LoHa is fitted at a rank; give it with --rank, or take --method lora, which is exact without one"
         )
-    check_free(out, overwrite)
+    check_free(
+        out,
+        overwrite,
+        adapters={f"adapter {number}": source for number, source in enumerate(sources, 1)},
+        models={} if base is None else {"--base": base},
+    )
     models = None if base is None else base_layers(base)
     parts: dict[_Layer, list[_Part]] = {}
     for source, weight in zip(sources, weights, strict=True):

@@ -52,7 +52,8 @@ def convert(
     rank: write a plain LoRA cut off at this rank (for kohya, lora and diffusers).
 
     Raises:
-        UsageError: an unknown form, merged weights without a base, or a rank where none is meant.
+        UsageError: an unknown form, merged weights without a base, a rank where none is meant, or a `dest` that is
+            read.
         LowrankError: what reading and writing raise; `dest` is there already and `overwrite` is not set.
     """
     if to not in TARGETS:
@@ -61,7 +62,12 @@ def convert(
         raise UsageError("merged weights need the model's own; give its folder (--base FOLDER)")
     if rank is not None and to in ("peft", "merged"):
         raise UsageError(f"a rank is for plain LoRAs, and {to} keeps the adapter as it is; use --to lora")
-    check_free(dest / WEIGHTS_NAME if to == "diffusers" and dest.suffix != ".safetensors" else dest, overwrite)
+    check_free(
+        dest / WEIGHTS_NAME if to == "diffusers" and dest.suffix != ".safetensors" else dest,
+        overwrite,
+        adapters={"SOURCE": source},
+        models={} if base is None else {"--base": base},
+    )
     models = None if base is None else base_layers(base)
     files = read(source, models, whole=True)
     layers: dict[Component, Layers] | None = None
@@ -97,7 +103,7 @@ def _exports(
     for file in files:
         if to in ("lora", "diffusers") or (to == "kohya" and (rank is not None or isinstance(file.config, AdaLoRA))):
             own = None if layers is None else layers[file.component]
-            exports.append(as_lora(file, own, rank, magnitudes=to == "diffusers"))
+            exports.append(as_lora(file, own, rank, magnitudes=to == "diffusers" or (to == "lora" and rank is None)))
         else:
             exports.append(LoRAExport(file, max(module.rank for module in file.modules.values()), True, 0.0, 0.0))
     return exports

@@ -34,7 +34,23 @@ class UnpackedModel:
         return str(self.path)
 
 
-Model = Path | UnpackedModel
+@dataclass(frozen=True)
+class NamedFolder:
+    """A model's folder that goes by another name than its path."""
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Model = Path | NamedFolder | UnpackedModel
+
+
+def path_of(model: Model) -> Path:
+    """Where a model lies."""
+    return model if isinstance(model, Path) else model.path
 
 
 @dataclass(frozen=True)
@@ -107,10 +123,11 @@ def opened(base: Model, tuned: Model) -> Generator[list[TwoModels]]:
         yield pairs
 
 
-def _networks(folder: Model) -> Mapping[Component, Sequence[Path] | Mapping[str, Tensor]]:
+def _networks(model: Model) -> Mapping[Component, Sequence[Path] | Mapping[str, Tensor]]:
     """The files of each network in a folder, or its tensors where there is none."""
-    if isinstance(folder, UnpackedModel):
-        return folder.networks
+    if isinstance(model, UnpackedModel):
+        return model.networks
+    folder = path_of(model)
     if not folder.exists():
         raise LowrankError(f"there is no file or folder {folder}; give the folder of a model as diffusers saves it")
     return {part or _component(folder): files for part, files in weight_files(folder).items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from lowrank_core.errors import LowrankError
 from lowrank_core.files.base import geometry_of_shape
 from lowrank_core.files.bundle import Component, Layers, ModuleAdapter
-from lowrank_core.files.difference import Model, TwoModels, opened
+from lowrank_core.files.difference import Model, TwoModels, opened, path_of
 from lowrank_core.files.factored import (
     LayerFit,
     Method,
@@ -67,12 +67,12 @@ def extract(
     device: what computes, in float64.
 
     Raises:
-        UsageError: an unknown method, or a rank that no layer has.
+        UsageError: an unknown method, a rank that no layer has, or an `out` that is read.
         LowrankError: what `opened` raises; weights that are quantized or not finite; no difference at all; `out` is
             there already and `overwrite` is not set; what writing raises.
     """
     check_method(method)
-    check_free(out, overwrite)
+    check_free(out, overwrite, models={"BASE": path_of(base), "TUNED": path_of(tuned)})
     modules: defaultdict[Component, dict[str, ModuleAdapter]] = defaultdict(dict)
     fits: list[LayerFit] = []
     left_out: list[str] = []

@@ -207,7 +207,7 @@ def save(
     The adapter goes in as it was trained: what `set_scale` and `set_active` set is the model's and not in the file.
 
     format: `peft`, a PEFT folder; `kohya`, a single file for ComfyUI, LyCORIS and kohya's tools; `lora`, a PEFT folder
-        of the equal plain LoRA; `diffusers`, that LoRA, with DoRA's magnitudes if it has some, in a file for
+        of the equal plain LoRA; `diffusers`, that LoRA in a file for
         `load_lora_weights` (a folder gets `pytorch_lora_weights.safetensors`).
 
     Raises:
@@ -242,7 +242,7 @@ def write(
     if format != "peft":
         plain = format != "kohya"
         files = [
-            as_lora(file, (layers or {}).get(file.component), magnitudes=format == "diffusers").file
+            as_lora(file, (layers or {}).get(file.component), magnitudes=plain).file
             if plain or isinstance(file.config, AdaLoRA)
             else file
             for file in files

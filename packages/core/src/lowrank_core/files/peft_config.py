@@ -206,9 +206,11 @@ def to_json(config: AdapterConfig) -> dict[str, Any]:
         raise LowrankError("PEFT has no Tucker form of LoRA; write it as plain LoRA (format lora), which is exact")
     if config.weight_decompose and (kind != "LORA" or config.weight_decompose == "in"):
         axis = "" if kind != "LORA" else " along the inputs"
+        equal = "write the equal LoRA with DoRA (--to lora), " if config.weight_decompose == "out" else ""
         # Of AdaLoRA kohya files have none either.
-        instead = "merge the adapter" if kind == "ADALORA" else "write a kohya file, or merge the adapter"
-        raise LowrankError(f"PEFT has no DoRA{axis} for {config.method}; {instead}")
+        kohya = "write a kohya file, " if kind != "ADALORA" else ""
+        either = "or " if equal or kohya else ""
+        raise LowrankError(f"PEFT has no DoRA{axis} for {config.method}; {equal}{kohya}{either}merge the adapter")
     fields: dict[str, Any] = {"peft_type": kind, "task_type": None, "inference_mode": True}
     fields |= {"base_model_name_or_path": None, "revision": None, "auto_mapping": None}
     for theirs, ours in _FIELDS[kind].items():

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from lowrank_core.errors import LowrankError, shortened
+from lowrank_core.errors import LowrankError, UsageError, shortened
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAGICS = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle"}
@@ -128,17 +128,47 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise LowrankError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from None
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse to write over something that is there.
+def check_free(
+    path: Path, overwrite: bool, *, adapters: Mapping[str, Path] = {}, models: Mapping[str, Path] = {}
+) -> None:
+    """Refuse to write over something that is there, and over what is read whatever `overwrite` says.
+
+    adapters, models: what is read, by what the user calls it. Beside what is in an adapter's folder something new may
+        be written, into a model's nothing.
 
     Raises:
+        UsageError: the path is what is read, a part of it or a folder around it, also through symbolic links.
         LowrankError: there is something, and `overwrite` is not set.
     """
+    for name, source in (*adapters.items(), *models.items()):
+        if (found := _relation(path, source, name in models)) is not None:
+            raise UsageError(
+                f"{path} {found.format(name)}, and what is read is never written over; choose another name"
+            )
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not overwrite:
         raise LowrankError(
             f"{path} is there already; choose another name, or overwrite it (--overwrite, overwrite=True)"
         )
+
+
+def _relation(path: Path, source: Path, is_model: bool) -> str | None:
+    """What a place to write to has to do with a file or folder that is read; None where it has nothing."""
+    places, own = _places(path), _places(source)
+    # What a model's or an adapter's folder holds may be links to elsewhere, as in the hub's cache.
+    parts = {place for pattern in ("*", "*/*") for each in source.glob(pattern) for place in _places(each)}
+    if places & own:
+        return "is {} itself"
+    if places & parts or (is_model and any(place.is_relative_to(folder) for place in places for folder in own)):
+        return "lies in {}"
+    if any(each.is_relative_to(place) for place in places for each in own | parts):
+        return "is a folder around {}"
+    return None
+
+
+def _places(path: Path) -> set[Path]:
+    """A path with all links followed, and with all but its own."""
+    return {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent), path.name)}
 
 
 def stored_dtype(tensor: Tensor) -> torch.dtype:
