@@ -44,7 +44,10 @@ def known(method, layers, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A LoRA and a LoHa for the tiny SDXL, `base`, that in fp32, and `tuned`, that with the LoHa in its weights."""
+    """A LoRA and a LoHa for the tiny SDXL, `base`, that in fp32, and `tuned`, that with the LoHa in its weights.
+
+    `run` has the LoRA's PEFT folders; `bare` and `unet` are files of a UNet in its authors' layout.
+    """
     folder = tmp_path_factory.mktemp("merge")
     tiny = base_folder("tiny", None, print)
     layers = base_layers(tiny)
@@ -57,6 +60,10 @@ def folder(tmp_path_factory):
             path.unlink()
             save_file(tensors, path, {"format": "pt"})
     convert(folder / "loha.safetensors", folder / "tuned", "merged", base=folder / "base")
+    convert(folder / "lora.safetensors", folder / "run", "peft")
+    first = {"input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}
+    save_file(first, folder / "bare.safetensors")
+    save_file({f"model.diffusion_model.{name}": each for name, each in first.items()}, folder / "unet.safetensors")
     return folder
 
 
@@ -229,6 +236,12 @@ def test_extraction_as_a_table(lowrank, folder, tmp_path):
         ("extract BASE TUNED --out TUNED --overwrite", 2, "tuned is TUNED itself, and what is read is never written"),
         ("extract BASE TUNED --out TUNED/unet --overwrite", 2, "tuned/unet lies in TUNED, and what is read is never"),
         ("extract tiny TUNED --out TUNED/new --overwrite", 2, "tuned/new lies in TUNED, and what is read is never"),
+        ("extract tiny LORA --out OUT", 1, "lora.safetensors is an adapter, no model; give a whole model"),
+        ("extract tiny RUN --out OUT", 1, "run is the folder of an adapter or of a run, no model; give a whole model"),
+        ("extract tiny RUN/unet --out OUT", 1, "unet is the folder of an adapter or of a run, no model; give a whole"),
+        ("extract tiny TUNED/unet/diffusion_pytorch_model.safetensors --out OUT", 1, "; give two models of the same k"),
+        ("extract BARE tiny --out OUT", 1, "network that is in a file of its own as its folder, as diffusers saves it"),
+        ("extract tiny UNET --out OUT", 1, "unet.safetensors holds a UNet alone; give its folder as diffusers saves"),
         ("extract BASE TUNED --method lokr --out OUT", 2, "--method is one of lora, loha, got 'lokr'"),
         ("extract BASE TUNED --out LOHA", 1, "is there already; choose another name, or overwrite it"),
     ],
@@ -239,6 +252,9 @@ def test_errors_are_one_sentence(lowrank, folder, tmp_path, arguments, code, mes
         "LOHA": folder / "loha.safetensors",
         "BASE": folder / "base",
         "TUNED": folder / "tuned",
+        "RUN": folder / "run",
+        "BARE": folder / "bare.safetensors",
+        "UNET": folder / "unet.safetensors",
         "OUT": tmp_path / "out.safetensors",
     }
     # A place may be below one of these: TUNED/unet.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lowrank_core.errors import LowrankError
+from lowrank_core.files.difference import FACTORS
 from lowrank_core.files.tensors import open_tensors
 from lowrank_diffusion.families import SD1, SDXL, TRAINED, Family
 
@@ -27,7 +28,6 @@ _OTHERS = {
     "model.diffusion_model.double_blocks.": "a Flux",
     "edm_": "an SDXL that was trained with EDM's noise",
 }
-_FACTORS = (".lora_", ".hada_", ".lokr_")
 _FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -74,7 +74,7 @@ def read_single_file(path: Path, *, has_vae: bool = True, option: str = "base.pa
     with open_tensors(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         metadata = dict(file.metadata() or {})
-    if any(factor in name for name in shapes for factor in _FACTORS):
+    if any(factor in name for name in shapes for factor in FACTORS):
         raise LowrankError(f"{path} is an adapter, and {option} takes the model below it; give a whole model")
     others = (what for start, what in _OTHERS.items() if any(name.startswith(start) for name in shapes))
     if (other := next(others, None)) or shapes.get(_FIRST, (0, 4))[1:2] != (4,):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowrank_core.errors import LowrankError
 from lowrank_core.files import Component, UnpackedModel
+from lowrank_core.files.difference import FACTORS
 from lowrank_core.files.tensors import read_tensors
 from lowrank_diffusion.families import SDXL
 from lowrank_diffusion.single_file import read_single_file, single_file
@@ -26,7 +27,7 @@ def unpacked(source: str, option: str) -> UnpackedModel | None:
         option: what the user gave it by, for what errors say.
 
     Raises:
-        LowrankError: what `read_single_file` raises; a tensor is missing.
+        LowrankError: what `read_single_file` raises; a UNet alone; a tensor is missing.
     """
     path = single_file(source)
     if path is None:
@@ -34,6 +35,12 @@ def unpacked(source: str, option: str) -> UnpackedModel | None:
     tensors = read_tensors(path)[0]
     if not any(name.startswith(SDXL.prefixes["unet"]) for name in tensors):
         return None
+    if all(name.startswith(SDXL.prefixes["unet"]) for name in tensors) and not any(
+        factor in name for name in tensors for factor in FACTORS
+    ):
+        raise LowrankError(
+            f"{path} holds a UNet alone; give its folder as diffusers saves it, or the file of a whole model"
+        )
     family = read_single_file(path, has_vae=False, option=option).family
     # diffusers takes seconds to import.
     rename: Any = import_module("diffusers.loaders.single_file_utils")

@@ -19,6 +19,8 @@ from lowrank_core.parsing import parse_json
 _EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 """Matrices of a CLIP text encoder that are no linear layers."""
 _LEVEL = "text_model."
+FACTORS = (".lora_", ".lora.", ".hada_", ".lokr_")
+"""What stands in the names of an adapter's tensors, in any form of file, and in none of a model's."""
 _ORIGINAL = "model.diffusion_model."
 """How keys begin in single files of whole models, which have names of their own."""
 
@@ -104,19 +106,23 @@ def opened(base: Model, tuned: Model) -> Generator[list[TwoModels]]:
 
     Raises:
         LowrankError: a folder without weights, or with none of the other's networks; a file of a whole model in its
-            authors' layout; a damaged file; layers that only one has, or that differ in shape.
+            authors' layout; an adapter; a damaged file; layers that only one has, or that differ in shape.
     """
     files = [_networks(model) for model in (base, tuned)]
-    shared: list[Component] = [component for component in files[0] if component in files[1]]
-    if not shared:
-        raise LowrankError(
-            f"{base} holds {_list(files[0])} and {tuned} {_list(files[1])}, which have nothing in common; "
-            "give two folders of the same kind of model"
-        )
     with ExitStack() as stack:
+        stored = [{part: _stored(network, stack) for part, network in networks.items()} for networks in files]
+        for model, networks in zip((base, tuned), stored, strict=True):
+            _check_no_adapter(model, networks)
+        shared: list[Component] = [component for component in files[0] if component in files[1]]
+        if not shared:
+            raise LowrankError(
+                f"{base} holds {_list(files[0])} and {tuned} {_list(files[1])}, which have nothing in common; give two "
+                "models of the same kind, and a network that is in a file of its own as its folder, as diffusers "
+                "saves it"
+            )
         pairs: list[TwoModels] = []
         for component in shared:
-            own, other = (_stored(networks[component], stack) for networks in files)
+            own, other = (networks[component] for networks in stored)
             pair = TwoModels(component, own, other.named_as(own))
             _check(pair, base, tuned)
             pairs.append(pair)
@@ -137,6 +143,12 @@ def _stored(network: Sequence[Path] | Mapping[str, Tensor], stack: ExitStack) ->
     if isinstance(network, Mapping):
         return StoredModel.of_tensors(network)
     return StoredModel.of_files([stack.enter_context(open_tensors(path)) for path in network])
+
+
+def _check_no_adapter(model: Model, networks: Mapping[Component, StoredModel]) -> None:
+    if any(factor in name for network in networks.values() for name in network.shapes for factor in FACTORS):
+        what = "the folder of an adapter or of a run" if path_of(model).is_dir() else "an adapter"
+        raise LowrankError(f"{model} is {what}, no model; give a whole model")
 
 
 def _component(folder: Path) -> Component:
