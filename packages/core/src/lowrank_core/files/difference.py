@@ -110,7 +110,9 @@ def opened(base: Model, tuned: Model) -> Generator[list[TwoModels]]:
     """
     files = [_networks(model) for model in (base, tuned)]
     with ExitStack() as stack:
-        stored = [{part: _stored(network, stack) for part, network in networks.items()} for networks in files]
+        stored: list[dict[Component, StoredModel]] = [
+            {part: _stored(network, stack) for part, network in networks.items()} for networks in files
+        ]
         for model, networks in zip((base, tuned), stored, strict=True):
             _check_no_adapter(model, networks)
         shared: list[Component] = [component for component in files[0] if component in files[1]]
