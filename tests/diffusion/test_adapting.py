@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core import LoRA, UsageError, inject, save, trainable_parameters
+from lowrank_core import LoHa, LoRA, UsageError, inject, save, trainable_parameters
 from lowrank_core.adapters.control import adapters_of
+from lowrank_core.errors import LowrankError
 from lowrank_diffusion.adapting import check_targets, put_adapters
 from lowrank_diffusion.config import TrainConfig
 from lowrank_diffusion.load import load_config
@@ -147,6 +148,24 @@ def test_magnitudes_of_an_adapter_to_go_on_from(axis, dora, sentence, tmp_path):
     x = torch.randn(3, 8)
     assert len(adapters.magnitudes) == 4
     torch.testing.assert_close(network["up"].to_q(x), source["up"].to_q(x), rtol=0, atol=0)
+
+
+def test_a_run_without_peft_folders_is_gone_on_from_by_its_folder(tmp_path):
+    source = nn.ModuleDict({"down": Block(), "up": Block()})
+    network = copy.deepcopy(source)
+    config = LoHa(rank=2, target_modules=["to_q", "to_v"], weight_decompose="out", init_weights="random")
+    inject(source, config)
+    for name, form in (("mine", "kohya"), ("mine_lora", "lora")):
+        save(source, tmp_path / f"{name}.safetensors" if form == "kohya" else tmp_path / name, form)
+    (tmp_path / "config.yaml").write_text("name: mine\nadapter: {method: loha, dora: true}\n")
+    (tmp_path / "metrics.jsonl").touch()
+    config = load_config(None, ["adapter.method=loha", "adapter.dora=true", f"adapter.init_from={tmp_path}"])
+    put_adapters(SimpleNamespace(unet=network), config, print)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(network["up"].to_q(x), source["up"].to_q(x), rtol=0, atol=0)
+    (tmp_path / "mine.safetensors").unlink()
+    with pytest.raises(LowrankError, match="has no adapter yet; wait for its end"):
+        put_adapters(SimpleNamespace(unet=nn.ModuleDict({"up": Block()})), config, print)
 
 
 @pytest.mark.parametrize("method", ["lora", "loha", "lokr", "adalora"])

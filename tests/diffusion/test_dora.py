@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lowrank_core.adapters.control import adapters_of, disable
+from lowrank_core.errors import LowrankError
 from lowrank_diffusion.load import load_config
 from lowrank_diffusion.results import Silent
 
@@ -153,3 +154,16 @@ def test_files_that_there_will_not_be_are_named_before_the_first_step(base, tmp_
         assert note.startswith(f"PEFT has no DoRA for {method}, so this run writes no PEFT folders: ")
         assert sentence in note
         assert note.endswith("the equal LoRA with DoRA by lowrank convert small.safetensors FOLDER --to lora")
+
+
+def test_what_cannot_be_gone_on_from_is_said_alone(base, tmp_path):
+    from lowrank_diffusion.run import run
+
+    heard = Listens()
+    with pytest.raises(LowrankError, match="there is no file or folder nowhere"):
+        run(
+            load_config(None, [f"base.path={base}", *RUN, "adapter.method=loha", "adapter.init_from=nowhere"]),
+            tmp_path / "run",
+            heard,
+        )
+    assert not [note for note in heard.notes if "no DoRA" in note]

@@ -19,7 +19,7 @@ from lowrank_core.adaptive import AdaptiveRank, RankAllocator, adapt_ranks
 from lowrank_core.errors import LowrankError, UsageError
 from lowrank_core.files import load
 from lowrank_diffusion.config import AdapterSettings, DiffusionConfig
-from lowrank_diffusion.fetching import local_adapter
+from lowrank_diffusion.infer.sources import sources_of
 from lowrank_diffusion.pivotal import NewWord, new_word
 from lowrank_diffusion.seeds import derive_seed
 
@@ -103,13 +103,13 @@ def put_adapters(pipeline: Any, config: DiffusionConfig, note: Callable[[str], N
     A new word comes beside them where `pivotal` has one.
 
     Raises:
-        LowrankError: `adapter.init_from` cannot be read or is for another model.
+        LowrankError: `adapter.init_from` cannot be read, is for another model or a run that has no adapter yet.
         UsageError: targets that match nothing, an adapter to go on from of another method, or with magnitudes where
             none are wanted or the other way round, or what `new_word` raises.
     """
     word = new_word(config, pipeline)
     settings = config.adapter
-    source = None if settings.init_from is None else local_adapter(settings.init_from, note)
+    source = None if settings.init_from is None else sources_of([Path(settings.init_from)], note)[0].path
     networks = networks_of(pipeline, settings)
     for number, (place, network) in enumerate(networks.items()):
         with torch.random.fork_rng(devices=[]):

@@ -55,8 +55,6 @@ class OneRun:
         # Before anything is fetched.
         if config.base.quantize != "none":
             bitsandbytes()
-        if (missing := missing_forms(config)) is not None:
-            observer.note(missing)
         if self.main:
             check_trackers(config.track)
             check_repository(config.hub)
@@ -79,6 +77,8 @@ class OneRun:
         self.digest = run_digest(config, pictures, accelerator.num_processes)
         checkpoint = load_checkpoint(folder, self.digest)
         self.adapters = put_adapters(self.pipeline, config, observer.note)
+        if (missing := missing_forms(config)) is not None:
+            observer.note(missing)
         self.noise = training_noise(self.pipeline.scheduler.config, config.loss, config.seed)
         words = [] if self.adapters.word is None else [self.adapters.word]
         latents, text = encoded_ahead(config, self.pipeline, accelerator, runs, words, observer)

@@ -51,7 +51,7 @@ class AdapterSettings(Section):
     """Train an adapter on the text encoders too."""
     text_target: list[str] | str = ["q_proj", "k_proj", "v_proj", "out_proj"]
     init_from: str | None = None
-    """Go on from the adapter in this PEFT folder or file, or at hf://OWNER/NAME on the hub."""
+    """Go on from the adapter in this run's or PEFT folder or file, or at hf://OWNER/NAME on the hub."""
 
     @property
     def described(self) -> str:
