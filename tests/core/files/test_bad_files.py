@@ -228,8 +228,10 @@ def test_folders_for_several_models_need_a_model_that_is_known(net, adapted, tmp
 
 
 def test_a_merge_into_a_place_that_cannot_be_written_to(adapted, tmp_path):
+    taken = tmp_path / "taken"
+    taken.touch()
     base = tmp_path / "model.safetensors"
     save_file({"head.weight": torch.ones(6, 12)}, base)
     lowrank_core.save(adapted(LoRA(rank=2, target_modules=["head"])), tmp_path / "adapter")
     with pytest.raises(LowrankError, match=r"cannot write to .*: .*; choose another place"):
-        convert(tmp_path / "adapter", base / "out", "merged", base=base)
+        convert(tmp_path / "adapter", taken / "out", "merged", base=base)

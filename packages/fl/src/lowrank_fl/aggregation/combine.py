@@ -70,6 +70,10 @@ class FactorAggregation:
         with torch_threads(self.threads), torch.no_grad():
             for weight in self.weights:
                 mean = means(weight, ((n / examples, weight.read({**sent, **own})) for n, own in trained))
+                names = [weight.name(factor) for factor in mean.factors]
+                if all(np.array_equal(own.get(name, sent[name]), sent[name]) for _, own in trained for name in names):
+                    layers[weight.path] = 0.0  # what the means differ by is rounding, as is all that they changed
+                    continue
                 update = mean.weight - weight.compose(weight.read(sent))
                 layers[weight.path] = gap.add(mean.weight - weight.compose(mean.factors), update)
                 if not refits:
