@@ -15,6 +15,17 @@ from lowrank_fl.run import run
 from lowrank_fl.training import Trainer
 
 
+def tracer():
+    """The graphs that torch has traced, and a backend that computes them as they are."""
+    graphs = []
+
+    def as_traced(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    return graphs, as_traced
+
+
 def network() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -27,12 +38,8 @@ def network() -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_traced_step_ends_where_a_plain_one_does(precision):
-    examples, ends, graphs = small_examples(), [], []
+    examples, ends, (graphs, as_traced) = small_examples(), [], tracer()
     local = how(momentum=0.9, epochs=2, batch_size=4, precision=precision)  # 15 examples: the last batch has 3
-
-    def as_traced(graph, _):
-        graphs.append(graph)
-        return graph.forward
 
     for kind in (Trainer, lambda *given: CompiledTrainer(*given, backend=as_traced)):
         trainer = kind(network(), examples, equal_parts(examples, 4), local)
@@ -48,11 +55,7 @@ def test_a_traced_step_ends_where_a_plain_one_does(precision):
 
 @pytest.mark.slow
 def test_a_process_of_many_runs_compiles_for_each():
-    examples, graphs = small_examples(), []
-
-    def as_traced(graph, _):
-        graphs.append(graph)
-        return graph.forward
+    examples, (graphs, as_traced) = small_examples(), tracer()
 
     for count in range(1, 11):  # torch keeps eight variants of a function, and then computes it as ever
         CompiledTrainer(small_model(), examples, equal_parts(examples, 4), how(), backend=as_traced).train(0, 1, 0.02)

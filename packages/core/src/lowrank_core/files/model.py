@@ -207,8 +207,8 @@ def save(
     The adapter goes in as it was trained: what `set_scale` and `set_active` set is the model's and not in the file.
 
     format: `peft`, a PEFT folder; `kohya`, a single file for ComfyUI, LyCORIS and kohya's tools; `lora`, a PEFT folder
-        of the equal plain LoRA; `diffusers`, that LoRA in a file for
-        `load_lora_weights` (a folder gets `pytorch_lora_weights.safetensors`).
+        of the equal LoRA; `diffusers`, that LoRA in a file for `load_lora_weights` (a folder gets
+        `pytorch_lora_weights.safetensors`).
 
     Raises:
         UsageError: an unknown format, or a name the model does not have.
